@@ -1,0 +1,301 @@
+//! The inputs and outputs of a [`Replica`](crate::Replica), and what it is built from.
+
+use ringkeeper_proto::{Epoch, ServerId, Zxid};
+
+use crate::history::History;
+use crate::log::LogGeneration;
+use crate::message::{LinkId, Message, Proposal};
+use crate::quorum::Ensemble;
+use crate::timer::Timing;
+
+/// Who this server is and whom it decides with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This server.
+    pub id: ServerId,
+    /// Alone, or a member.
+    pub mode: Mode,
+    /// The members. Standalone: this server alone.
+    pub ensemble: Ensemble,
+    /// How long things may take.
+    pub timing: Timing,
+}
+
+impl Config {
+    /// A server without an ensemble.
+    pub fn standalone(id: ServerId) -> Self {
+        Self {
+            id,
+            mode: Mode::Standalone,
+            ensemble: Ensemble::alone(id),
+            timing: Timing::default(),
+        }
+    }
+
+    /// A member of an ensemble.
+    pub const fn member(id: ServerId, ensemble: Ensemble, timing: Timing) -> Self {
+        Self {
+            id,
+            mode: Mode::Ensemble,
+            ensemble,
+            timing,
+        }
+    }
+}
+
+/// How epochs are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// As ZooKeeper standalone: no election, and a start begins no epoch: zxids continue where the log
+    /// ends. When the counter is used up they continue in the next epoch.
+    Standalone,
+    /// As a ZooKeeper quorum peer: each leader begins an epoch.
+    Ensemble,
+}
+
+/// The two epochs that a member keeps, as one record: they are saved together or not at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Epochs {
+    /// The newest epoch whose leader this server promised to follow; `current <= accepted`.
+    pub accepted: Epoch,
+    /// The newest epoch whose leader's history this server has taken over.
+    pub current: Epoch,
+}
+
+/// What storage found when the server started.
+#[derive(Clone, Debug, Default)]
+pub struct Recovered {
+    /// As last saved. Where nothing was saved (a standalone server) both are zero.
+    pub epochs: Epochs,
+    /// The shape of the log, all of it durable: [`History::starting_at`] the newest snapshot from
+    /// which the log is complete, then [`History::recover`] for each record.
+    pub history: History,
+    /// The last zxid that is known to have been committed, and up to which the tree is loaded. What
+    /// lies above it in the log is for Zab to settle.
+    pub committed: Zxid,
+    /// Whether storage is blank: this server never was a member, or has lost what it knew. Such a
+    /// server helps to elect only when a quorum is blank; otherwise it joins an established leader.
+    pub blank: bool,
+}
+
+/// What happens to a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input<P> {
+    /// Time passed: one of [`Timing`]'s ticks. The first one starts the replica.
+    Tick,
+    /// As leader: `payload` was encoded at [`Replica::next_zxid`](crate::Replica::next_zxid), and its
+    /// bytes are at the end of the log's buffer.
+    Proposed {
+        /// What `next_zxid` said.
+        zxid: Zxid,
+        /// The bytes.
+        payload: P,
+    },
+    /// The log is durable through this zxid.
+    Flushed {
+        /// The last durable record, or the log's base when there is none.
+        through: Zxid,
+        /// The generation of the log when the flush was issued
+        /// ([`Replica::log_generation`](crate::Replica::log_generation), or that of the last
+        /// [`Output::Truncate`] carried out before).
+        generation: LogGeneration,
+    },
+    /// [`Output::SaveEpoch`] is durable.
+    EpochSaved {
+        /// What was saved.
+        epochs: Epochs,
+    },
+    /// The answer to [`Output::InstallSnapshot`]: it is durable, it is what a restart would find, and
+    /// the tree shows it.
+    SnapshotInstalled {
+        /// As in the output.
+        generation: LogGeneration,
+    },
+    /// The other answer to it: the stream ended early or was bad. Log and tree are as before.
+    SnapshotFailed {
+        /// As in the output.
+        generation: LogGeneration,
+    },
+    /// The snapshot asked for by [`Output::SendSnapshot`] has gone out on the link.
+    SnapshotSent {
+        /// The link.
+        link: LinkId,
+    },
+    /// The answer to [`Output::ReadHistory`]. To be given when the link has room for more, so that a
+    /// slow learner is fed from the log and not from a queue.
+    HistoryRead {
+        /// The link.
+        link: LinkId,
+        /// The records after the one asked for, without a gap: at least one, as many as are convenient.
+        proposals: Vec<Proposal<P>>,
+    },
+    /// The other answer to it: the log does not reach back that far any more.
+    HistoryGone {
+        /// The link.
+        link: LinkId,
+    },
+    /// Records at or below `through`, which are in a snapshot, can no longer be read.
+    HistoryPurged {
+        /// The last one gone.
+        through: Zxid,
+    },
+    /// The connection that [`Output::Connect`] asked for is there.
+    Connected {
+        /// Whom it reaches.
+        leader: ServerId,
+        /// Its number.
+        link: LinkId,
+    },
+    /// A packet came. A link that a learner opened is introduced by its first packet.
+    Received {
+        /// The link.
+        link: LinkId,
+        /// The packet.
+        message: Message<P>,
+    },
+    /// A link is gone, or the connection that was asked for cannot be made.
+    Disconnected {
+        /// The link.
+        link: LinkId,
+    },
+    /// Everything proposed so far is to be confirmed: a `sync` request (ZooKeeper: `processSync`).
+    Sync {
+        /// Whose it is.
+        origin: SyncOrigin,
+    },
+}
+
+/// Who asked for a `sync`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncOrigin {
+    /// A client of this server; the number comes back in [`Output::Synced`].
+    Own(u64),
+    /// A learner, which gets a SYNC packet in order with its commits.
+    Learner(LinkId),
+}
+
+/// What the caller must do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output<P> {
+    /// Make both epochs durable, then answer [`Input::EpochSaved`].
+    SaveEpoch {
+        /// What to save.
+        epochs: Epochs,
+    },
+    /// Put the proposal at the end of the log (own proposals are there already).
+    Append {
+        /// The record.
+        proposal: Proposal<P>,
+    },
+    /// Make everything in the log durable as soon as the device allows, then answer
+    /// [`Input::Flushed`], even if nothing is new. Several of these may be answered by one.
+    Flush,
+    /// Drop the records above `to` from the log: by a record of its own, in order with the appends
+    /// around it, so that [`Input::Flushed`] with this generation covers it.
+    Truncate {
+        /// The last zxid to keep.
+        to: Zxid,
+        /// What flushes issued from here on report.
+        generation: LogGeneration,
+    },
+    /// Read a snapshot off the link, make it durable, replace log and tree by it, then answer
+    /// [`Input::SnapshotInstalled`] or [`Input::SnapshotFailed`], exactly one, whatever becomes of the
+    /// link. Nothing more is read from the link before that.
+    InstallSnapshot {
+        /// Where it comes from.
+        link: LinkId,
+        /// Its zxid.
+        zxid: Zxid,
+        /// What flushes issued after it report.
+        generation: LogGeneration,
+    },
+    /// Send SNAP and the tree as delivered now, which is at `zxid`, then answer
+    /// [`Input::SnapshotSent`].
+    SendSnapshot {
+        /// The learner's link.
+        link: LinkId,
+        /// The zxid of the tree.
+        zxid: Zxid,
+    },
+    /// Read the log's records in `(after, through]`, flushed or not, then answer
+    /// [`Input::HistoryRead`] or [`Input::HistoryGone`].
+    ReadHistory {
+        /// The learner's link.
+        link: LinkId,
+        /// Where to begin.
+        after: Zxid,
+        /// Where to end, at the latest.
+        through: Zxid,
+    },
+    /// Send the packet.
+    Send {
+        /// The link.
+        link: LinkId,
+        /// The packet.
+        message: Message<P>,
+    },
+    /// Open a connection to the leader, trying again for a while, then answer [`Input::Connected`], or
+    /// [`Input::Disconnected`] with `link`.
+    Connect {
+        /// The leader.
+        leader: ServerId,
+        /// Its number will be this.
+        link: LinkId,
+    },
+    /// Close the link; nothing more is taken from it.
+    Close {
+        /// The link.
+        link: LinkId,
+    },
+    /// Everything through this zxid is committed and in this server's durable log: apply and publish.
+    Commit {
+        /// The last one.
+        through: Zxid,
+    },
+    /// The `sync` of a client of this server is done.
+    Synced {
+        /// As in [`SyncOrigin::Own`].
+        tag: u64,
+    },
+    /// A learner's request to prepare and propose.
+    Forwarded {
+        /// The link.
+        link: LinkId,
+        /// The learner.
+        from: ServerId,
+        /// Its bytes.
+        request: P,
+    },
+    /// The role changed. On losing one, the tree's head falls back to what is committed; on
+    /// `Leading`, all of the log has been committed before.
+    ChangeRole {
+        /// The new one.
+        role: Role,
+    },
+}
+
+/// What a replica is to its clients. Everything before synchronization is done is `Looking`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// No leader, or not synchronized with it: no requests are served.
+    Looking,
+    /// Leader of an established epoch: proposes.
+    Leading {
+        /// The epoch in which it proposes.
+        epoch: Epoch,
+    },
+    /// Synchronized, and votes.
+    Following {
+        /// The leader.
+        leader: ServerId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// Synchronized, without a vote.
+    Observing {
+        /// The leader.
+        leader: ServerId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+}

@@ -1,0 +1,315 @@
+//! Who votes, and which sets of voters decide.
+//!
+//! Invariant: any two quorums of one ensemble have a server in common. It is checked by brute force
+//! in the tests, against a plain second implementation.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ringkeeper_proto::ServerId;
+
+/// The members of an ensemble and how they decide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ensemble {
+    version: u64,
+    text: Arc<str>,
+    voters: BTreeSet<ServerId>,
+    observers: BTreeSet<ServerId>,
+    rule: Rule,
+}
+
+/// Groups and weights of a hierarchical ensemble (`group.N`, `weight.N`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Weights {
+    /// The group of each voter.
+    pub group_of: BTreeMap<ServerId, u64>,
+    /// Weights other than 1.
+    pub weight_of: BTreeMap<ServerId, u64>,
+}
+
+/// Why members do not make an ensemble.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EnsembleError {
+    /// Nobody votes.
+    #[error("an ensemble needs at least one voter")]
+    NoVoters,
+    /// A server both votes and observes.
+    #[error("server {0} is a voter and an observer")]
+    TwoRoles(ServerId),
+    /// A voter without a group, where there are groups (ZooKeeper refuses it too).
+    #[error("server {0} is in no group")]
+    NoGroup(ServerId),
+    /// Every weight is zero, so nothing could ever be decided.
+    #[error("no group has weight")]
+    NoWeight,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Rule {
+    Majority,
+    Hierarchical {
+        weights: Weights,
+        /// Total weight by group; only groups with weight.
+        groups: BTreeMap<u64, u64>,
+    },
+}
+
+impl Ensemble {
+    /// An ensemble that decides by majority.
+    pub fn majority(
+        voters: impl IntoIterator<Item = ServerId>,
+        observers: impl IntoIterator<Item = ServerId>,
+    ) -> Result<Self, EnsembleError> {
+        Self::new(voters, observers, Rule::Majority)
+    }
+
+    /// An ensemble that decides by a majority of weight in a majority of the groups with weight
+    /// (ZK: QuorumHierarchical).
+    pub fn hierarchical(
+        voters: impl IntoIterator<Item = ServerId>,
+        observers: impl IntoIterator<Item = ServerId>,
+        weights: Weights,
+    ) -> Result<Self, EnsembleError> {
+        let voters: BTreeSet<_> = voters.into_iter().collect();
+        let mut groups = BTreeMap::<u64, u64>::new();
+        for voter in &voters {
+            let group = *weights
+                .group_of
+                .get(voter)
+                .ok_or(EnsembleError::NoGroup(*voter))?;
+            let weight = weights.weight_of.get(voter).copied().unwrap_or(1);
+            let total = groups.entry(group).or_default();
+            *total = total.saturating_add(weight);
+        }
+        // ZK: groups of weight zero are not counted.
+        groups.retain(|_, total| *total > 0);
+        if groups.is_empty() && !voters.is_empty() {
+            return Err(EnsembleError::NoWeight);
+        }
+        Self::new(voters, observers, Rule::Hierarchical { weights, groups })
+    }
+
+    /// The ensemble of a server that is alone.
+    pub fn alone(id: ServerId) -> Self {
+        Self {
+            version: 0,
+            text: Arc::from(""),
+            voters: BTreeSet::from([id]),
+            observers: BTreeSet::new(),
+            rule: Rule::Majority,
+        }
+    }
+
+    fn new(
+        voters: impl IntoIterator<Item = ServerId>,
+        observers: impl IntoIterator<Item = ServerId>,
+        rule: Rule,
+    ) -> Result<Self, EnsembleError> {
+        let voters: BTreeSet<_> = voters.into_iter().collect();
+        let observers: BTreeSet<_> = observers.into_iter().collect();
+        if voters.is_empty() {
+            return Err(EnsembleError::NoVoters);
+        }
+        if let Some(both) = voters.intersection(&observers).next() {
+            return Err(EnsembleError::TwoRoles(*both));
+        }
+        Ok(Self {
+            version: 0,
+            text: Arc::from(""),
+            voters,
+            observers,
+            rule,
+        })
+    }
+
+    /// The same ensemble with its configuration's version and text (what NEWLEADER and notifications
+    /// carry: ZooKeeper's `QuorumVerifier.toString`).
+    #[must_use]
+    pub fn described(mut self, version: u64, text: impl Into<Arc<str>>) -> Self {
+        self.version = version;
+        self.text = text.into();
+        self
+    }
+
+    /// The configuration's version: the zxid that established it, 0 for one from a file.
+    pub const fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The configuration's text.
+    pub const fn text(&self) -> &Arc<str> {
+        &self.text
+    }
+
+    /// The voting members.
+    pub const fn voters(&self) -> &BTreeSet<ServerId> {
+        &self.voters
+    }
+
+    /// The members that do not vote.
+    pub const fn observers(&self) -> &BTreeSet<ServerId> {
+        &self.observers
+    }
+
+    /// Whether the server votes.
+    pub fn is_voter(&self, id: ServerId) -> bool {
+        self.voters.contains(&id)
+    }
+
+    /// The weight of a voter; 0 never leads (ZK: `totalOrderPredicate`).
+    pub fn weight(&self, id: ServerId) -> u64 {
+        match &self.rule {
+            _ if !self.is_voter(id) => 0,
+            Rule::Majority => 1,
+            Rule::Hierarchical { weights, .. } => weights.weight_of.get(&id).copied().unwrap_or(1),
+        }
+    }
+
+    /// Whether the voters for which `counts` is true decide. Others than voters are not asked.
+    pub fn is_quorum(&self, mut counts: impl FnMut(ServerId) -> bool) -> bool {
+        match &self.rule {
+            Rule::Majority => {
+                let agreeing = self.voters.iter().filter(|id| counts(**id)).count();
+                agreeing > self.voters.len() / 2
+            }
+            Rule::Hierarchical { weights, groups } => {
+                let mut sums = BTreeMap::<u64, u64>::new();
+                for id in self.voters.iter().filter(|id| counts(**id)) {
+                    if let Some(group) = weights.group_of.get(id) {
+                        let sum = sums.entry(*group).or_default();
+                        *sum = sum.saturating_add(self.weight(*id));
+                    }
+                }
+                let won = groups
+                    .iter()
+                    .filter(|(group, total)| sums.get(group).copied().unwrap_or(0) > **total / 2)
+                    .count();
+                won > groups.len() / 2
+            }
+        }
+    }
+
+    /// The largest value that a quorum has reached, given what each voter has reached; `None` if some
+    /// voters of every quorum have reached nothing.
+    pub fn reached_by_quorum<T: Ord + Copy>(
+        &self,
+        mut reached: impl FnMut(ServerId) -> Option<T>,
+    ) -> Option<T> {
+        let mut values: Vec<T> = self.voters.iter().filter_map(|id| reached(*id)).collect();
+        values.sort_unstable();
+        values
+            .into_iter()
+            .rev()
+            .find(|value| self.is_quorum(|id| reached(id).is_some_and(|at| at >= *value)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn servers(ids: &[u64]) -> Vec<ServerId> {
+        ids.iter().map(|id| ServerId(*id)).collect()
+    }
+
+    fn hierarchy(groups: &[(u64, &[(u64, u64)])]) -> Ensemble {
+        let mut weights = Weights::default();
+        let mut voters = Vec::new();
+        for (group, members) in groups {
+            for (id, weight) in *members {
+                voters.push(ServerId(*id));
+                weights.group_of.insert(ServerId(*id), *group);
+                weights.weight_of.insert(ServerId(*id), *weight);
+            }
+        }
+        Ensemble::hierarchical(voters, [], weights).unwrap()
+    }
+
+    fn subsets(ensemble: &Ensemble) -> Vec<BTreeSet<ServerId>> {
+        let voters: Vec<_> = ensemble.voters().iter().copied().collect();
+        (0_u32..1 << voters.len())
+            .map(|mask| {
+                let chosen = voters.iter().enumerate();
+                chosen
+                    .filter(|(at, _)| mask & (1 << at) != 0)
+                    .map(|(_, id)| *id)
+                    .collect()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn quorums_of_an_ensemble_always_intersect() {
+        let ensembles = [
+            Ensemble::majority(servers(&[1]), []).unwrap(),
+            Ensemble::majority(servers(&[1, 2]), []).unwrap(),
+            Ensemble::majority(servers(&[1, 2, 3, 4, 5]), []).unwrap(),
+            hierarchy(&[
+                (1, &[(1, 1), (2, 1), (3, 1)]),
+                (2, &[(4, 1), (5, 1), (6, 0)]),
+            ]),
+            hierarchy(&[
+                (1, &[(1, 3), (2, 1)]),
+                (2, &[(3, 1)]),
+                (3, &[(4, 2), (5, 2)]),
+            ]),
+            hierarchy(&[(1, &[(1, 1), (2, 1), (3, 1)]), (2, &[(4, 0), (5, 0)])]),
+        ];
+        for ensemble in &ensembles {
+            let quorums: Vec<_> = subsets(ensemble)
+                .into_iter()
+                .filter(|set| ensemble.is_quorum(|id| set.contains(&id)))
+                .collect();
+            assert!(!quorums.is_empty(), "{ensemble:?} can decide");
+            for a in &quorums {
+                assert!(
+                    quorums.iter().all(|b| !a.is_disjoint(b)),
+                    "{a:?} in {ensemble:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_reached_value_agrees_with_counting() {
+        let ensemble = hierarchy(&[
+            (1, &[(1, 2), (2, 1), (3, 1)]),
+            (2, &[(4, 1)]),
+            (3, &[(5, 1)]),
+        ]);
+        for code in 0..4_u32.pow(5) {
+            let at = |id: ServerId| {
+                let digit = code / 4_u32.pow(u32::try_from(id.0).unwrap() - 1) % 4;
+                (digit > 0).then_some(digit)
+            };
+            let expected = (1..4).rev().find(|value| {
+                ensemble.is_quorum(|id| at(id).is_some_and(|reached| reached >= *value))
+            });
+            assert_eq!(ensemble.reached_by_quorum(at), expected, "code {code}");
+        }
+    }
+
+    #[test]
+    fn weight_zero_is_no_help() {
+        let ensemble = hierarchy(&[(1, &[(1, 1), (2, 1), (3, 0)])]);
+        assert!(!ensemble.is_quorum(|id| id.0 == 1 || id.0 == 3));
+        assert!(ensemble.is_quorum(|id| id.0 <= 2));
+        assert_eq!(ensemble.weight(ServerId(3)), 0);
+        assert_eq!(ensemble.weight(ServerId(9)), 0);
+    }
+
+    #[test]
+    fn impossible_ensembles_are_refused() {
+        assert_eq!(Ensemble::majority([], []), Err(EnsembleError::NoVoters));
+        let both = Ensemble::majority(servers(&[1, 2]), servers(&[2]));
+        assert_eq!(both, Err(EnsembleError::TwoRoles(ServerId(2))));
+        let no_group = Ensemble::hierarchical(servers(&[1]), [], Weights::default());
+        assert_eq!(no_group, Err(EnsembleError::NoGroup(ServerId(1))));
+        let weights = Weights {
+            group_of: BTreeMap::from([(ServerId(1), 1)]),
+            weight_of: BTreeMap::from([(ServerId(1), 0)]),
+        };
+        let no_weight = Ensemble::hierarchical(servers(&[1]), [], weights);
+        assert_eq!(no_weight, Err(EnsembleError::NoWeight));
+    }
+}
