@@ -14,4 +14,4 @@ pub mod session;
 pub use launch::Launch;
 pub use process::{Usage, usage};
 pub use server::{Server, four_letter_word, free_port};
-pub use session::{Reply, Resume, Session, SessionKey};
+pub use session::{Closed, Reply, Resume, Session, SessionKey};

@@ -1,6 +1,7 @@
 //! A plain blocking client: one session, one connection, requests pipelined as far as the caller
 //! sends before it receives.
 
+use std::fmt;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -60,6 +61,18 @@ impl Reply {
         }
     }
 }
+
+/// The server closed the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closed;
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the server closed the connection")
+    }
+}
+
+impl std::error::Error for Closed {}
 
 /// What became of an attempt to take a session up again.
 #[derive(Debug)]
@@ -250,7 +263,7 @@ impl Session {
             self.read = 0;
             let mut chunk = [0; 16 << 10];
             match self.stream.read(&mut chunk) {
-                Ok(0) => bail!("the server closed the connection"),
+                Ok(0) => return Err(Closed.into()),
                 Ok(count) => self
                     .input
                     .extend_from_slice(chunk.get(..count).unwrap_or_default()),
