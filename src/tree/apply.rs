@@ -1,0 +1,505 @@
+//! Applies transactions to a tree (`DataTree.processTxn`).
+//!
+//! Invariants:
+//! - Applying is idempotent where a fuzzy snapshot needs it: a transaction whose effect (or a later
+//!   one's) is already there leaves the tree as the whole sequence would.
+//! - A transaction that fails here changes at most what Apache changes too: the ACL of a znode that
+//!   exists already, `cversion` and `pzxid` of a parent.
+//! - Events are in Apache's order; nothing that failed has any.
+
+use std::fmt;
+use std::sync::Arc;
+
+use ringkeeper_proto::reply::{EventType, WriteReply};
+use ringkeeper_proto::txn::CreateKind;
+use ringkeeper_proto::{AclList, OpCode, SessionId, Stat, Txn, TxnHeader, ZkError, Zxid};
+
+use crate::acl_table::AclHandle;
+use crate::map::Key;
+use crate::node::{
+    CONTAINER_OWNER, Child, Inner, Node, NodeArc, NodeFields, NodeKind, Record, node_mut, node_of,
+};
+use crate::quota::{LIMIT_NODE, QUOTA_ROOT, STAT_NODE, StatsTrack};
+use crate::tree::{Session, Tree, len_of, quota_path, session_key, size_of};
+
+/// What a transaction did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Applied {
+    /// What its reply shows, or the code of its error. A failed multi is not an error but a
+    /// [`WriteReply::Multi`] of errors.
+    pub outcome: Result<WriteReply, i32>,
+}
+
+/// Something that watches may wait for.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Event {
+    /// What happened.
+    pub kind: EventType,
+    /// The znode that was created, deleted or changed: for [`EventType::ChildrenChanged`] the child.
+    /// Both events of a create share it.
+    node: Arc<str>,
+    /// Who may read this may be told: the ACL of the znode at [`Event::path`].
+    pub acl: AclHandle,
+    /// The transaction.
+    pub zxid: Zxid,
+}
+
+impl Event {
+    /// An event of the znode at `node`; for [`EventType::ChildrenChanged`], of its parent.
+    pub const fn new(kind: EventType, node: Arc<str>, acl: AclHandle, zxid: Zxid) -> Self {
+        Self {
+            kind,
+            node,
+            acl,
+            zxid,
+        }
+    }
+
+    /// The path that the event is about.
+    pub fn path(&self) -> &str {
+        match self.kind {
+            EventType::ChildrenChanged => match self.node.rsplit_once('/') {
+                Some(("", _)) | None => "/",
+                Some((parent, _)) => parent,
+            },
+            _ => &self.node,
+        }
+    }
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {:?} {:?}", self.zxid, self.kind, self.path())
+    }
+}
+
+impl Tree {
+    /// Applies a transaction and adds its events. The tree's zxid is the transaction's afterwards,
+    /// unless it was larger already.
+    pub fn apply(
+        &mut self,
+        header: &TxnHeader,
+        txn: &Txn<'_>,
+        events: &mut Vec<Event>,
+    ) -> Applied {
+        let outcome = match txn {
+            Txn::Multi(parts) => self.apply_multi(header, parts, events),
+            single => self.apply_part(header, header.op, single, events),
+        };
+        self.zxid = self.zxid.max(header.zxid);
+        Applied { outcome }
+    }
+
+    /// Applies one operation, alone or within a multi, without moving the tree's zxid. `op` is its
+    /// type; `header` is the whole transaction's.
+    ///
+    /// # Errors
+    /// The code of what is wrong, or the one that an error transaction carries.
+    pub fn apply_part(
+        &mut self,
+        header: &TxnHeader,
+        op: OpCode,
+        txn: &Txn<'_>,
+        events: &mut Vec<Event>,
+    ) -> Result<WriteReply, i32> {
+        let mut step = Step {
+            tree: self,
+            zxid: header.zxid,
+            time_ms: header.time_ms,
+            events,
+        };
+        match txn {
+            Txn::Create {
+                path,
+                data,
+                acl,
+                kind,
+                parent_cversion,
+            } => {
+                let new = New {
+                    path,
+                    data: *data,
+                    acl,
+                    owner: owner_of(*kind, header.session),
+                    parent_cversion: *parent_cversion,
+                };
+                let stat = step.create(&new).map_err(ZkError::code)?;
+                Ok(match op {
+                    OpCode::Create => WriteReply::Path(path.clone().into_owned()),
+                    _ => WriteReply::PathStat(path.clone().into_owned(), stat),
+                })
+            }
+            Txn::Delete { path } => {
+                step.delete(path).map_err(ZkError::code)?;
+                Ok(WriteReply::Empty)
+            }
+            Txn::SetData {
+                path,
+                data,
+                version,
+            } => {
+                let stat = step.set_data(path, *data, *version);
+                stat.map(WriteReply::Stat).map_err(ZkError::code)
+            }
+            Txn::SetAcl { path, acl, version } => {
+                let stat = step.set_acl(path, acl, *version);
+                stat.map(WriteReply::Stat).map_err(ZkError::code)
+            }
+            Txn::Check { .. } => Ok(WriteReply::Empty),
+            Txn::CreateSession { timeout_ms } => {
+                let (id, timeout_ms) = (header.session, *timeout_ms);
+                step.tree.sessions.insert(Session { id, timeout_ms });
+                Ok(WriteReply::Empty)
+            }
+            Txn::CloseSession { paths } => {
+                let paths = paths.as_deref().unwrap_or(&[]);
+                step.close_session(header.session, paths.iter().map(AsRef::as_ref));
+                Ok(WriteReply::Empty)
+            }
+            Txn::Error { code } => Err(*code),
+            // ZK: a multi within a multi is not a valid type of op.
+            Txn::Multi(_) => Err(ZkError::MarshallingError.code()),
+        }
+    }
+
+    fn apply_multi(
+        &mut self,
+        header: &TxnHeader,
+        parts: &[(OpCode, Txn<'_>)],
+        events: &mut Vec<Event>,
+    ) -> Result<WriteReply, i32> {
+        let failed = parts
+            .iter()
+            .any(|(_, part)| matches!(part, Txn::Error { .. }));
+        let mut results = Vec::with_capacity(parts.len());
+        let mut after_failure = false;
+        for (op, part) in parts {
+            let result = match part {
+                Txn::Error { code } => {
+                    after_failure = true;
+                    Err(*code)
+                }
+                _ if failed && after_failure => Err(ZkError::RuntimeInconsistency.code()),
+                _ if failed => Err(0),
+                part => self.apply_part(header, *op, part, events),
+            };
+            // ZK: FinalRequestProcessor closes the connection of a session that has moved.
+            if result == Err(ZkError::SessionMoved.code()) {
+                return Err(ZkError::SessionMoved.code());
+            }
+            let shown = match (op, &result) {
+                (_, Err(_)) => OpCode::Error,
+                (OpCode::CreateTtl | OpCode::CreateContainer, _) => OpCode::Create2,
+                (OpCode::DeleteContainer, _) => OpCode::Delete,
+                (op, _) => *op,
+            };
+            results.push((shown, result));
+        }
+        Ok(WriteReply::Multi(results))
+    }
+}
+
+/// A transaction being applied.
+struct Step<'t> {
+    tree: &'t mut Tree,
+    zxid: Zxid,
+    time_ms: i64,
+    events: &'t mut Vec<Event>,
+}
+
+/// A znode to be created.
+struct New<'a> {
+    path: &'a str,
+    data: Option<&'a [u8]>,
+    acl: &'a AclList<'a>,
+    owner: i64,
+    parent_cversion: i32,
+}
+
+impl Step<'_> {
+    fn create(&mut self, new: &New<'_>) -> Result<Stat, ZkError> {
+        let (parent_path, name) = split(new.path)?;
+        let parent = self.tree.find(parent_path).ok_or(ZkError::NoNode)?;
+        if parent.child(name).is_some() {
+            self.create_again(new, parent_path);
+            return Err(ZkError::NodeExists);
+        }
+        let parent_acl = parent.header.acl;
+        let acl = self.tree.acls.intern(new.acl);
+        let node = node_of(new.path, &self.record(new, name, acl));
+        let stat = Node::new(&node).stat();
+        let bytes = len_of(new.data);
+        self.insert(parent_path, node, new.parent_cversion, bytes);
+        self.tree.data_size += size_of(new.path, bytes);
+        let path: Arc<str> = new.path.into();
+        self.tree.enlist(&path, new.owner);
+        self.count_new_quota(parent_path, name);
+        self.count_in_quota(new.path, bytes, 1);
+        self.fire(EventType::Created, &path, acl);
+        self.fire(EventType::ChildrenChanged, &path, parent_acl);
+        Ok(stat)
+    }
+
+    /// A create of a znode that exists: the effect of a later transaction was in the snapshot already.
+    fn create_again(&mut self, new: &New<'_>, parent_path: &str) {
+        // ZK: DataTree.createNode (3.9.4 on) takes the ACL over, since the znode that exists may be one
+        // that a later delete and create have made.
+        let acl = self.tree.acls.intern(new.acl);
+        let node = node_mut(self.tree.find_mut(new.path, 0, 0));
+        let before = std::mem::replace(&mut node.header.acl, acl);
+        self.tree.acls.release(before);
+        let zxid = self.zxid;
+        self.tree.change(parent_path, |parent| {
+            raise_cversion(parent, parent_path, new.parent_cversion, zxid);
+        });
+    }
+
+    fn record<'n>(&self, new: &'n New<'_>, name: &'n str, acl: u32) -> Record<'n> {
+        let zxid = self.zxid.to_wire();
+        Record {
+            name,
+            data: new.data,
+            czxid: zxid,
+            mzxid: zxid,
+            pzxid: zxid,
+            ctime: self.time_ms,
+            mtime: self.time_ms,
+            version: 0,
+            cversion: 0,
+            aversion: 0,
+            owner: new.owner,
+            acl,
+        }
+    }
+
+    fn insert(&mut self, parent_path: &str, node: NodeArc, cversion: i32, bytes: i64) {
+        let digest = node.header.digest;
+        let parent = node_mut(self.tree.find_mut(parent_path, 1, bytes));
+        let before = parent.header.digest;
+        raise_cversion(parent, parent_path, cversion, self.zxid);
+        let extra = parent.extra_mut(parent_path);
+        extra.count(1, bytes);
+        extra.children.insert(Child::new(node));
+        parent.header.digest = parent.digest_at(parent_path);
+        let after = parent.header.digest;
+        self.tree.replace_digest(before, after);
+        self.tree.replace_digest(0, digest);
+    }
+
+    fn delete(&mut self, path: &str) -> Result<(), ZkError> {
+        let (parent_path, name) = split(path)?;
+        let parent = self.tree.find(parent_path).ok_or(ZkError::NoNode)?;
+        let parent_acl = parent.header.acl;
+        let Some(node) = parent.child(name).cloned() else {
+            // ZK: the child may be gone from a fuzzy snapshot whose parent does not know it yet.
+            let zxid = self.zxid.to_wire();
+            if zxid > parent.pzxid() {
+                self.tree.change(parent_path, |parent| {
+                    parent.extra_mut(parent_path).pzxid = zxid;
+                });
+            }
+            return Err(ZkError::NoNode);
+        };
+        // The event's handle is taken before the last use of the ACL may end.
+        let acl = self.tree.acl_handle(node.header.acl).clone();
+        self.remove(parent_path, &node);
+        let bytes = len_of(node.data());
+        self.forget(path, &node);
+        self.count_in_quota(path, -bytes, -1);
+        let path: Arc<str> = path.into();
+        self.events
+            .push(Event::new(EventType::Deleted, path.clone(), acl, self.zxid));
+        self.fire(EventType::ChildrenChanged, &path, parent_acl);
+        Ok(())
+    }
+
+    fn remove(&mut self, parent_path: &str, node: &NodeArc) {
+        let shown = Node::new(node);
+        let nodes = -1 - i64::try_from(shown.all_children_number()).unwrap_or(0);
+        let bytes = -i64::try_from(shown.subtree_bytes()).unwrap_or(0);
+        let zxid = self.zxid.to_wire();
+        let parent = node_mut(self.tree.find_mut(parent_path, nodes, bytes));
+        let before = parent.header.digest;
+        let extra = parent.extra_mut(parent_path);
+        extra.count(nodes, bytes);
+        extra.pzxid = extra.pzxid.max(zxid);
+        extra.children.remove(&Key::named(node.name()));
+        parent.header.digest = parent.digest_at(parent_path);
+        let after = parent.header.digest;
+        self.tree.replace_digest(before, after);
+    }
+
+    /// Takes what is gone out of everything that is counted: the znode and, after a delete that replays
+    /// over a fuzzy snapshot, what was below it.
+    fn forget(&mut self, path: &str, node: &NodeArc) {
+        self.forget_one(path, node);
+        let mut pending = Vec::new();
+        if node.children().len() > 0 {
+            pending.push((path.to_owned(), node.clone()));
+        }
+        while let Some((path, node)) = pending.pop() {
+            for child in node.children() {
+                let path = format!("{path}/{}", child.node.name());
+                self.forget_one(&path, &child.node);
+                if child.node.children().len() > 0 {
+                    pending.push((path, child.node.clone()));
+                }
+            }
+        }
+    }
+
+    fn forget_one(&mut self, path: &str, node: &NodeArc) {
+        let tree = &mut *self.tree;
+        tree.replace_digest(node.header.digest, 0);
+        tree.acls.release(node.header.acl);
+        tree.data_size -= size_of(path, len_of(node.data()));
+        tree.strike(path, node.header.owner);
+        if node.name() == LIMIT_NODE && is_in_quota(path) {
+            tree.quotas -= 1;
+        }
+    }
+
+    fn set_data(
+        &mut self,
+        path: &str,
+        data: Option<&[u8]>,
+        version: i32,
+    ) -> Result<Stat, ZkError> {
+        let acl = self.tree.find(path).ok_or(ZkError::NoNode)?.header.acl;
+        let grown = self.tree.put_data(path, data);
+        let (zxid, time_ms) = (self.zxid.to_wire(), self.time_ms);
+        self.tree.change(path, |node| {
+            node.header.mzxid = zxid;
+            node.header.mtime = time_ms;
+            node.header.version = version;
+        });
+        self.tree.data_size += grown;
+        let stat = self.stat(path);
+        self.count_in_quota(path, grown, 0);
+        let path: Arc<str> = path.into();
+        self.fire(EventType::DataChanged, &path, acl);
+        stat
+    }
+
+    fn set_acl(
+        &mut self,
+        path: &str,
+        acl: &AclList<'_>,
+        version: i32,
+    ) -> Result<Stat, ZkError> {
+        self.tree.find(path).ok_or(ZkError::NoNode)?;
+        let acl = self.tree.acls.intern(acl);
+        let mut before = acl;
+        self.tree.change(path, |node| {
+            before = std::mem::replace(&mut node.header.acl, acl);
+            node.header.aversion = version;
+        });
+        self.tree.acls.release(before);
+        self.stat(path)
+    }
+
+    fn stat(&self, path: &str) -> Result<Stat, ZkError> {
+        Ok(self.tree.get(path).ok_or(ZkError::NoNode)?.stat())
+    }
+
+    /// Deletes the ephemerals that the transaction lists, then those it does not know of (its maker had
+    /// `closeSessionTxn.enabled=false`, or was older).
+    fn close_session<'p>(&mut self, session: SessionId, listed: impl Iterator<Item = &'p str>) {
+        for path in listed {
+            // ZK: DataTree.deleteNodes passes over what is missing.
+            let _missing = self.delete(path);
+        }
+        let key = session_key(session);
+        if let Some(owner) = self.tree.owners.get(&key) {
+            for entry in owner.paths.clone().iter() {
+                let _missing = self.delete(&entry.path);
+            }
+        }
+        self.tree.sessions.remove(&key);
+    }
+
+    /// After a create below `/zookeeper/quota`: a quota may have come into force, or its statistics may
+    /// have to be filled in.
+    fn count_new_quota(&mut self, parent_path: &str, name: &str) {
+        let Some(prefix) = parent_path.strip_prefix(QUOTA_ROOT) else {
+            return;
+        };
+        if name == LIMIT_NODE {
+            self.tree.quotas += 1;
+        }
+        if name == STAT_NODE {
+            let (count, bytes) = self.tree.subtree_usage(prefix).unwrap_or((0, 0));
+            let mut track = StatsTrack::default();
+            track.set_count(i64::try_from(count).unwrap_or(i64::MAX));
+            track.set_bytes(i64::try_from(bytes).unwrap_or(i64::MAX));
+            let data = track.to_bytes();
+            self.tree
+                .put_data(&quota_path(prefix, STAT_NODE), Some(&data));
+        }
+    }
+
+    /// Counts a change at `path` in the statistics of its quota, if it has one
+    /// (`DataTree.updateQuotaStat`).
+    fn count_in_quota(&mut self, path: &str, bytes: i64, nodes: i64) {
+        let Some(prefix) = self.tree.quota_prefix(path) else {
+            return;
+        };
+        let stat_path = quota_path(prefix, STAT_NODE);
+        let Some(node) = self.tree.get(&stat_path) else {
+            return;
+        };
+        // Apache fails on statistics that a client has overwritten with something else; here they
+        // stay as they are.
+        let Some(mut track) = StatsTrack::parse(node.data().unwrap_or(&[])) else {
+            return;
+        };
+        track.set_count(track.count().wrapping_add(nodes));
+        track.set_bytes(track.bytes().wrapping_add(bytes));
+        let data = track.to_bytes();
+        self.tree.put_data(&stat_path, Some(&data));
+    }
+
+    fn fire(&mut self, kind: EventType, path: &Arc<str>, acl: u32) {
+        let acl = self.tree.acl_handle(acl).clone();
+        self.events
+            .push(Event::new(kind, path.clone(), acl, self.zxid));
+    }
+}
+
+/// The parent's path and the name. The root cannot be created or deleted, nor can anything without a
+/// name.
+fn split(path: &str) -> Result<(&str, &str), ZkError> {
+    match path.rsplit_once('/') {
+        Some((parent, name)) if !name.is_empty() => Ok((parent, name)),
+        _ => Err(ZkError::BadArguments),
+    }
+}
+
+pub(crate) fn is_in_quota(path: &str) -> bool {
+    path.starts_with(QUOTA_ROOT)
+}
+
+const fn owner_of(kind: CreateKind, session: SessionId) -> i64 {
+    match kind {
+        CreateKind::Plain { ephemeral: true } => session.0,
+        CreateKind::Plain { ephemeral: false } => 0,
+        CreateKind::Container => CONTAINER_OWNER,
+        CreateKind::Ttl(ttl_ms) => NodeKind::ttl_owner(ttl_ms),
+    }
+}
+
+/// Counts a create in its parent, unless the parent has a later one counted already. -1 stands for one
+/// more than there are.
+fn raise_cversion(parent: &mut Inner, path: &str, cversion: i32, zxid: Zxid) {
+    let known = parent.cversion();
+    let cversion = match cversion {
+        -1 => known.wrapping_add(1),
+        cversion => cversion,
+    };
+    if cversion > known {
+        let extra = parent.extra_mut(path);
+        extra.cversion = cversion;
+        extra.pzxid = zxid.to_wire();
+    }
+}
