@@ -317,13 +317,14 @@ fn hide_digest(id: &str) -> String {
 }
 
 /// `address` or `address/bits` of the ip scheme.
+#[derive(Debug)]
 struct IpRange {
     address: Address,
     bits: u32,
 }
 
 /// An address as its bits, the first one highest.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 enum Address {
     V4(u32),
     V6(u128),
@@ -436,3 +437,370 @@ fn v6_groups(text: &str) -> Option<(u128, u32)> {
 
 /// Up to here comparing each entry with each is quicker than a set.
 const FEW_ENTRIES: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use ringkeeper_proto::Reader;
+
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings::default()
+    }
+
+    // "perms|scheme|id perms|scheme|id".
+    fn list(text: &str) -> AclList<'static> {
+        let entries = text.split(' ').filter(|entry| !entry.is_empty());
+        let acls = entries.map(|entry| {
+            let parts: Vec<&str> = entry.split('|').collect();
+            Acl {
+                perms: Perms(parts[0].parse().unwrap()),
+                id: Id::new(parts[1], parts[2]),
+            }
+        });
+        AclList::new(&acls.collect::<Vec<_>>())
+    }
+
+    fn shown(acl: &AclList<'_>) -> String {
+        let entries = acl
+            .iter()
+            .map(|entry| format!("{}|{}|{}", entry.perms.0, entry.scheme, entry.id));
+        entries.collect::<Vec<_>>().join(" ")
+    }
+
+    // The results of Apache's PrepRequestProcessor.fixupACL for these identities and lists.
+    #[test]
+    fn fixup_gives_what_apache_stores() {
+        let address = Id::new(IP, "127.0.0.1");
+        let both = [
+            address.clone(),
+            Id::new(DIGEST, "u:h"),
+            Id::new(SUPER, ""),
+            Id::new(DIGEST, "v:i"),
+        ];
+        let either = [
+            ("", "-114"),
+            ("31|world|anyone", "31|world|anyone"),
+            ("31|world|anyone 31|world|anyone", "31|world|anyone"),
+            (
+                "31|world|anyone 1|world|anyone",
+                "31|world|anyone 1|world|anyone",
+            ),
+            ("1|world|nobody", "-114"),
+            ("1|digest|a:b 1|digest|a:b", "1|digest|a:b"),
+            ("1|digest|ab", "-114"),
+            ("1|ip|1.2.3.4/8", "1|ip|1.2.3.4/8"),
+            ("1|ip|x", "-114"),
+            ("1|sasl|x", "-114"),
+            ("1|super|", "-114"),
+            ("0|world|anyone", "0|world|anyone"),
+            ("-1|world|anyone", "-1|world|anyone"),
+            ("1||", "-114"),
+        ];
+        let proved = [
+            ("31|auth|", "31|digest|u:h 31|digest|v:i"),
+            (
+                "31|auth|x 3|auth|x",
+                "31|digest|u:h 31|digest|v:i 3|digest|u:h 3|digest|v:i",
+            ),
+            (
+                "31|auth| 31|digest|u:h",
+                "31|digest|u:h 31|digest|v:i 31|digest|u:h",
+            ),
+            ("31|auth| 31|auth|", "31|digest|u:h 31|digest|v:i"),
+            (
+                "1|digest|a:b 31|auth| 1|digest|a:b",
+                "1|digest|a:b 31|digest|u:h 31|digest|v:i",
+            ),
+        ];
+        let check = |identities: &[Id], given: &str, expect: &str| {
+            let got = match fixup(Some(&list(given)), identities, &settings()) {
+                Ok(acl) => shown(&acl),
+                Err(error) => error.code().to_string(),
+            };
+            assert_eq!(got, expect, "{given:?} of {identities:?}");
+        };
+        for (given, expect) in either {
+            check(std::slice::from_ref(&address), given, expect);
+            check(&both, given, expect);
+        }
+        for (given, expect) in proved {
+            check(std::slice::from_ref(&address), given, "-114");
+            check(&both, given, expect);
+        }
+        assert_eq!(fixup(None, &both, &settings()), Err(ZkError::InvalidAcl));
+    }
+
+    #[test]
+    fn a_list_stored_as_it_came_is_not_copied() {
+        for text in [
+            "31|world|anyone",
+            "1|digest|a:b 2|ip|1.2.3.4",
+            "1|world|anyone",
+        ] {
+            let mut bytes = Vec::new();
+            list(text).encode(&mut bytes);
+            let acl = AclList::decode(&mut Reader::new(&bytes)).unwrap().unwrap();
+            let fixed = fixup(Some(&acl), &[], &settings()).unwrap();
+            assert_eq!(fixed.as_bytes().as_ptr(), bytes[4..].as_ptr());
+        }
+        assert_eq!(list("31|world|anyone").as_bytes(), OPEN_ENTRY);
+    }
+
+    #[test]
+    fn many_entries_are_fixed_quickly_and_within_bounds() {
+        let mut acls: Vec<Acl> = (0..60_000)
+            .map(|perms| Acl {
+                perms: Perms(perms % 50_000),
+                id: Id::new(WORLD, ANYONE),
+            })
+            .collect();
+        let fixed = fixup(Some(&AclList::new(&acls)), &[], &settings());
+        assert_eq!(fixed.unwrap().len(), 50_000);
+        for acl in &mut acls {
+            acl.id = Id::new(AUTH, "");
+        }
+        let identities: Vec<Id> = (0..100)
+            .map(|user| Id::new(DIGEST, format!("u{user}:h")))
+            .collect();
+        let fixed = fixup(Some(&AclList::new(&acls)), &identities, &settings());
+        assert_eq!(fixed, Err(ZkError::InvalidAcl));
+    }
+
+    // The results of Apache's DigestAuthenticationProvider.
+    #[test]
+    fn digests_are_apaches() {
+        let ids = [
+            ("super:test", "super:D/InIHSb7yEEbrWz8b9l71RjZJU="),
+            ("bob", "bob:SBgazSKz7a68ikR4aKfffOYpkgo="),
+            ("", ":2jmj7l5rSw0yVb/vlWAYkK/YBwk="),
+            ("u:p:q", "u:VIgTKUjc2iscZoJn2UUrdGNNgW4="),
+            (":p", ":LlDE5iroUDDm9zdvmLsfjkUvn0k="),
+            ("u:", "u:IX23jg4I7W2/R//KoV8VL1UfuBM="),
+            ("\u{e9}:\u{4f60}", "\u{e9}:kN5XZYTifr2Vu/p4TDDK+/JIP64="),
+        ];
+        for (proof, id) in ids {
+            assert_eq!(digest_id(proof, DigestAlgorithm::Sha1), id);
+        }
+        let valid = [
+            ("a:b", true),
+            ("a:", false),
+            (":b", true),
+            ("a:b:", true),
+            ("a:b::", true),
+            ("a::b", false),
+            (":", false),
+            ("", false),
+            ("a", false),
+            ("::", false),
+            ("::b", false),
+            ("a:b:c", false),
+            ("a:b:c:", false),
+            (" : ", true),
+        ];
+        for (id, expect) in valid {
+            assert_eq!(is_valid(DIGEST, id, &settings()), expect, "{id:?}");
+        }
+    }
+
+    #[test]
+    fn other_digests_go_by_javas_names() {
+        let algorithm = |name| DigestAlgorithm::from_name(name);
+        assert_eq!(algorithm("sha1"), Some(DigestAlgorithm::Sha1));
+        assert_eq!(algorithm("MD5"), None);
+        // printf 'a:b' | sha256sum | xxd -r -p | base64
+        assert_eq!(
+            digest_id("a:b", algorithm("SHA-256").unwrap()),
+            "a:Z4OjHqv2jMwGYPk1wIJigr3SJB86gKny0Q1Zrqnrtdg="
+        );
+        let lengths = ["SHA-1", "SHA-224", "SHA-256", "SHA-384", "SHA-512"]
+            .map(|name| digest_id("", algorithm(name).unwrap()).len() - 1);
+        assert_eq!(lengths, [28, 40, 44, 64, 88]);
+    }
+
+    // The results of Apache's IPAuthenticationProvider: 3.8 for IPv4, the rules of 3.9.5 for IPv6.
+    #[test]
+    fn addresses_are_valid_where_apache_says_so() {
+        let cases = [
+            ("1.2.3.4", true),
+            ("1.2.3.4/0", true),
+            ("1.2.3.4/32", true),
+            ("1.2.3.4/33", false),
+            ("1.2.3.4/-1", false),
+            ("1.2.3.4/+8", true),
+            ("1.2.3.4/", false),
+            ("1.2.3", false),
+            ("1.2.3.4.5", false),
+            ("1.2.3.256", false),
+            ("1.2.3.-0", true),
+            ("+1.2.3.4", true),
+            ("01.2.3.4", true),
+            (" 1.2.3.4", false),
+            ("1.2.3.", false),
+            ("1.2.3.4/8/8", false),
+            ("", false),
+            ("/8", false),
+            ("a.b.c.d", false),
+            ("1.2.3.4/08", true),
+            ("0001.0.0.0", true),
+            ("::", true),
+            ("::1", true),
+            ("1::", true),
+            ("1:2:3:4:5:6:7:8", true),
+            ("1:2:3:4:5:6:7:8/128", true),
+            ("1:2:3:4:5:6:7:8/129", false),
+            ("1:2:3:4:5:6:7", false),
+            ("1:2:3:4::5:6:7:8", false),
+            ("1:2:3:4:5:6:7:8:9", false),
+            ("1::2::3", false),
+            (":::", false),
+            ("12345::", false),
+            ("::ffff:1.2.3.4", false),
+            ("::1%eth0", false),
+            (":", false),
+        ];
+        for (id, expect) in cases {
+            assert_eq!(is_valid(IP, id, &settings()), expect, "{id:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_match_within_their_bits() {
+        let cases = [
+            ("10.1.2.3", "10.1.2.3", true),
+            ("10.1.2.3", "10.1.2.4", false),
+            ("10.1.2.3", "10.1.0.0/16", true),
+            ("10.2.2.3", "10.1.0.0/16", false),
+            ("10.1.2.3", "0.0.0.0/0", true),
+            ("10.1.2.3", "10.1.2.0/31", false),
+            ("10.1.2.3", "10.1.2.2/31", true),
+            ("10.1.2.3", "10.1.2.128/25", false),
+            ("10.1.2.131", "10.1.2.128/25", true),
+            ("::1", "1.2.3.4", false),
+            ("::1", "0.0.0.0/0", false),
+            ("200.1.1.1", "128.0.0.0/1", true),
+            ("100.1.1.1", "128.0.0.0/1", false),
+            ("0:0:0:0:0:0:0:1", "::1", true),
+            ("2001:db8:0:0:0:0:0:7", "2001:db8::/32", true),
+            ("2001:db9:0:0:0:0:0:7", "2001:db8::/32", false),
+            ("2001:db9:0:0:0:0:0:7", "::/0", true),
+        ];
+        for (id, range, expect) in cases {
+            let range = IpRange::parse(range).unwrap();
+            assert_eq!(range.contains(id), expect, "{id} in {range:?}");
+        }
+        let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xa);
+        assert_eq!(ip_identity(v6.into()), Id::new(IP, "2001:db8:0:0:0:0:0:a"));
+        let mapped = Ipv4Addr::new(127, 0, 0, 1).to_ipv6_mapped();
+        assert_eq!(ip_identity(mapped.into()), Id::new(IP, "127.0.0.1"));
+    }
+
+    #[test]
+    fn permissions_follow_the_identities() {
+        let anonymous = [Id::new(IP, "10.0.0.1")];
+        let bob = [Id::new(IP, "10.0.0.1"), Id::new(DIGEST, "bob:h")];
+        let root = [Id::new(SUPER, "")];
+        let check = |acl: &str, wanted, identities: &[Id], expect| {
+            let granted = allows(&list(acl), wanted, identities, &settings());
+            assert_eq!(granted, expect, "{acl:?} {wanted:?} {identities:?}");
+        };
+        check("", Perms::ADMIN, &[], true);
+        check("31|world|anyone", Perms::ADMIN, &[], true);
+        check("1|world|anyone", Perms::READ, &[], true);
+        check("1|world|anyone", Perms::WRITE, &bob, false);
+        check("1|world|anyone", Perms::WRITE, &root, true);
+        check("1|world|anyone 2|digest|bob:h", Perms::WRITE, &bob, true);
+        check("1|digest|bob:h", Perms::READ, &anonymous, false);
+        check("1|digest|bob:i", Perms::READ, &bob, false);
+        check("1|ip|10.0.0.0/8", Perms::READ, &anonymous, true);
+        check("1|ip|11.0.0.0/8", Perms::READ, &anonymous, false);
+        // What another server's providers stored means nothing here.
+        check(
+            "31|sasl|bob:h",
+            Perms::READ,
+            &[Id::new("sasl", "bob:h")],
+            false,
+        );
+        let any_of = Perms::READ.union(Perms::ADMIN);
+        check("16|world|anyone", any_of, &[], true);
+
+        let open = Settings {
+            skip_acl: true,
+            ..settings()
+        };
+        assert!(allows(&list("1|digest|a:b"), Perms::ALL, &[], &open));
+        let without_digest = Settings {
+            digest_enabled: false,
+            ..settings()
+        };
+        assert!(!allows(
+            &list("1|digest|bob:h"),
+            Perms::READ,
+            &bob,
+            &without_digest
+        ));
+    }
+
+    #[test]
+    fn proofs_become_identities() {
+        let remote = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let with_super = Settings {
+            super_digest: Some("super:D/InIHSb7yEEbrWz8b9l71RjZJU=".into()),
+            ..settings()
+        };
+        let prove =
+            |scheme, auth, settings: &Settings| authenticate(scheme, auth, remote, settings);
+        let id = Id::new(DIGEST, "super:D/InIHSb7yEEbrWz8b9l71RjZJU=");
+        assert_eq!(
+            prove(DIGEST, b"super:test", &settings()),
+            Ok(vec![id.clone()])
+        );
+        assert_eq!(
+            prove(DIGEST, b"super:test", &with_super),
+            Ok(vec![Id::new(SUPER, ""), id.clone()])
+        );
+        assert_eq!(
+            prove(IP, b"", &settings()),
+            Ok(vec![Id::new(IP, "127.0.0.1")])
+        );
+        for scheme in [WORLD, SUPER, AUTH, "sasl", ""] {
+            assert_eq!(prove(scheme, b"x", &settings()), Err(ZkError::AuthFailed));
+        }
+        let without_digest = Settings {
+            digest_enabled: false,
+            ..settings()
+        };
+        assert_eq!(
+            prove(DIGEST, b"a:b", &without_digest),
+            Err(ZkError::AuthFailed)
+        );
+        assert_eq!(user_name(&id, &settings()), "super");
+        assert_eq!(user_name(&Id::new(SUPER, ""), &settings()), "");
+        assert_eq!(user_name(&Id::new(IP, "1.2.3.4"), &settings()), "1.2.3.4");
+    }
+
+    // The results of Java's replaceAll(":.*", ":x").
+    #[test]
+    fn digests_are_hidden_as_apache_does() {
+        let cases = [
+            ("user:hash", "user:x"),
+            ("a:b:c", "a:x"),
+            (":x", ":x"),
+            ("u:abc\ndef:ghi", "u:x\ndef:x"),
+            ("u:a\rb", "u:x\rb"),
+            ("u:a\u{85}b:c\u{2028}d", "u:x\u{85}b:x\u{2028}d"),
+            ("nocolon", "nocolon"),
+            ("u:", "u:x"),
+        ];
+        for (id, expect) in cases {
+            assert_eq!(hide_digest(id), expect);
+        }
+        let acl = list("31|digest|bob:h 1|ip|1.2.3.4 1|world|anyone");
+        assert_eq!(
+            shown(&redacted(&acl)),
+            "31|digest|bob:x 1|ip|1.2.3.4 1|world|anyone"
+        );
+    }
+}

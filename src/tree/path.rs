@@ -134,3 +134,96 @@ const fn is_forbidden(c: char) -> bool {
         '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // The verdicts of Apache's PathUtils.
+    #[test]
+    fn the_verdicts_are_apaches() {
+        let cases = [
+            ("/", true),
+            ("", false),
+            ("a", false),
+            ("/a/", false),
+            ("//", false),
+            ("/x y", true),
+            ("/x~y", true),
+            ("/x.y", true),
+            ("/x..y", true),
+            ("/x\0y", false),
+            ("/x\u{1}y", false),
+            ("/x\u{1f}y", false),
+            ("/a/../b", false),
+            ("/a/..b", true),
+            ("/a/b..", true),
+            ("/a/./b", false),
+            ("/.a", true),
+            ("/...", true),
+            ("/a/...", true),
+            ("/..", false),
+            ("/.", false),
+            ("/x\u{1f600}y", false),
+        ];
+        for (path, is_valid) in cases {
+            assert_eq!(validate(path).is_ok(), is_valid, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn the_ranges_of_characters_are_apaches() {
+        // Apache's verdict changes at these UTF-16 units; surrogates are no characters here.
+        let changes = [
+            (0, false),
+            (0x20, true),
+            (0x7f, false),
+            (0xa0, true),
+            (0xd800, false),
+            (0xf900, true),
+            (0xfff0, false),
+        ];
+        for c in ('\0'..='\u{10ffff}').filter(|&c| c != '/') {
+            let path = format!("/x{c}y");
+            let (_, is_valid) = changes
+                .into_iter()
+                .rfind(|&(from, _)| from <= u32::from(c))
+                .unwrap();
+            assert_eq!(validate(&path).is_ok(), is_valid, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn all_short_strings_get_apaches_verdict() {
+        // CRC32 over one byte per verdict, of every string of up to five of these.
+        let alphabet = ['/', 'a', '.', '\u{1}'];
+        let mut verdicts = Vec::new();
+        for len in 0..=5 {
+            for number in 0..4_usize.pow(len) {
+                let letters = (0..len).map(|at| alphabet[number / 4_usize.pow(at) % 4]);
+                let path: String = letters.collect();
+                verdicts.push(u8::from(validate(&path).is_ok()));
+            }
+        }
+        assert_eq!(verdicts.len(), 1365);
+        assert_eq!(crc32fast::hash(&verdicts), 0xb4a1_2f31);
+    }
+
+    #[test]
+    fn paths_are_taken_apart_as_they_stand() {
+        assert_eq!(parent("/a"), Some(""));
+        assert_eq!(parent("/a/"), Some("/a"));
+        assert_eq!(parent("a/b"), Some("a"));
+        assert_eq!(parent("a"), None);
+        assert_eq!(parent("/a\0"), None);
+        let of = |path| ancestors(path).collect::<Vec<_>>();
+        assert_eq!(of("/a/b/c"), ["/a/b", "/a", "/"]);
+        assert_eq!(of("/a"), ["/"]);
+        assert_eq!(of("/"), [""; 0]);
+        let names = ["/", "/a", "/a/b", "", "a", "//b", "/a/"].map(top_namespace);
+        assert_eq!(
+            names,
+            [None, Some("a"), Some("a"), None, None, Some(""), Some("a")]
+        );
+    }
+}

@@ -12,8 +12,6 @@ pub struct Settings {
     pub enforce_quota: bool,
     /// `extendedTypesEnabled`: there are TTL znodes.
     pub extended_types: bool,
-    /// `emulate353TTLNodes`: a negative owner is a TTL in the form of 3.5.3.
-    pub emulate_353_ttl: bool,
     /// `reconfigEnabled`.
     pub reconfig_enabled: bool,
     /// `closeSessionTxn.enabled`: the transaction that closes a session lists its ephemerals.
@@ -42,7 +40,6 @@ impl Default for Settings {
             skip_acl: false,
             enforce_quota: false,
             extended_types: false,
-            emulate_353_ttl: false,
             reconfig_enabled: false,
             close_session_txn: true,
             digest_enabled: true,

@@ -666,3 +666,230 @@ const MODE_BITS: u32 = 2;
 
 /// Room for those to tell of an event, kept for the next event.
 const TOLD_KEPT: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> WatchTable {
+        WatchTable::new(42)
+    }
+
+    fn fired(table: &mut WatchTable, kind: EventType, path: &str) -> Vec<u32> {
+        let mut told = Vec::new();
+        table.fire(kind, path, |watcher, told_kind, told_path| {
+            assert_eq!((told_kind, told_path), (kind, path));
+            told.push(watcher.0);
+        });
+        told.sort_unstable();
+        told
+    }
+
+    const W: Watcher = Watcher(1);
+    const V: Watcher = Watcher(u32::MAX);
+
+    #[test]
+    fn data_and_child_watches_fire_once() {
+        let mut table = table();
+        assert!(table.add("/a", W, WatchMode::Data));
+        assert!(!table.add("/a", W, WatchMode::Data));
+        assert!(table.add("/a", W, WatchMode::Child));
+        assert!(table.add("/a", V, WatchMode::Child));
+        assert_eq!(fired(&mut table, EventType::DataChanged, "/b"), [0; 0]);
+        assert_eq!(fired(&mut table, EventType::DataChanged, "/a"), [1]);
+        assert_eq!(fired(&mut table, EventType::DataChanged, "/a"), [0; 0]);
+        assert_eq!(
+            fired(&mut table, EventType::ChildrenChanged, "/a"),
+            [1, u32::MAX]
+        );
+        assert_eq!(fired(&mut table, EventType::ChildrenChanged, "/a"), [0; 0]);
+        assert!(table.is_empty());
+        assert_eq!(table.watch_count(), 0);
+    }
+
+    #[test]
+    fn a_deletion_uses_up_both_tables_with_one_event() {
+        let mut table = table();
+        table.add("/a", W, WatchMode::Data);
+        table.add("/a", W, WatchMode::Child);
+        table.add("/a", V, WatchMode::Child);
+        assert_eq!(fired(&mut table, EventType::Deleted, "/a"), [1, u32::MAX]);
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn persistent_watches_stay_and_see_both_tables() {
+        let mut table = table();
+        table.add("/a", W, WatchMode::Persistent);
+        table.add("/a", W, WatchMode::Data);
+        for _ in 0..2 {
+            for kind in [
+                EventType::Created,
+                EventType::DataChanged,
+                EventType::ChildrenChanged,
+                EventType::Deleted,
+            ] {
+                assert_eq!(fired(&mut table, kind, "/a"), [1]);
+            }
+        }
+        assert!(!table.contains("/a", W, WatchKind::Data));
+        assert!(table.contains("/a", W, WatchKind::Persistent));
+        assert_eq!(fired(&mut table, EventType::DataChanged, "/a/b"), [0; 0]);
+        assert_eq!(table.watch_count(), 2);
+    }
+
+    #[test]
+    fn recursive_watches_see_all_below_but_no_children_events() {
+        let mut table = table();
+        table.add("/", W, WatchMode::PersistentRecursive);
+        table.add("/a", W, WatchMode::PersistentRecursive);
+        table.add("/a/b", V, WatchMode::PersistentRecursive);
+        for kind in [
+            EventType::Created,
+            EventType::DataChanged,
+            EventType::Deleted,
+        ] {
+            assert_eq!(fired(&mut table, kind, "/a/b/c"), [1, u32::MAX]);
+            assert_eq!(fired(&mut table, kind, "/a"), [1]);
+            assert_eq!(fired(&mut table, kind, "/"), [1]);
+        }
+        assert_eq!(fired(&mut table, EventType::ChildrenChanged, "/a"), [0; 0]);
+        // Told by way of an ancestor, a child watch of the path is used up without an event of its own.
+        table.add("/a/x", W, WatchMode::Child);
+        assert_eq!(fired(&mut table, EventType::Deleted, "/a/x"), [1]);
+        assert!(!table.contains("/a/x", W, WatchKind::Any));
+    }
+
+    #[test]
+    fn watches_are_removed_by_kind() {
+        let mut table = table();
+        let modes = [
+            (WatchMode::Data, WatchKind::Data),
+            (WatchMode::Child, WatchKind::Child),
+            (WatchMode::Persistent, WatchKind::Persistent),
+            (
+                WatchMode::PersistentRecursive,
+                WatchKind::PersistentRecursive,
+            ),
+        ];
+        for (mode, _) in modes {
+            table.add("/a", W, mode);
+        }
+        for (_, kind) in modes {
+            assert!(table.contains("/a", W, kind));
+            assert!(!table.contains("/a", V, kind));
+            assert_eq!(table.remove("/a", W, kind), Ok(()));
+            assert_eq!(table.remove("/a", W, kind), Err(ZkError::NoWatcher));
+        }
+        assert!(table.is_empty());
+        for (mode, _) in modes {
+            table.add("/a", W, mode);
+        }
+        assert_eq!(
+            table.remove("/b", W, WatchKind::Any),
+            Err(ZkError::NoWatcher)
+        );
+        assert_eq!(table.remove("/a", W, WatchKind::Any), Ok(()));
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn kinds_and_modes_are_the_protocols() {
+        let kinds: Vec<_> = (0..=6).map(WatchKind::from_code).collect();
+        assert_eq!(
+            kinds,
+            [
+                Err(ZkError::MarshallingError),
+                Ok(WatchKind::Child),
+                Ok(WatchKind::Data),
+                Ok(WatchKind::Any),
+                Ok(WatchKind::Persistent),
+                Ok(WatchKind::PersistentRecursive),
+                Err(ZkError::MarshallingError),
+            ]
+        );
+        let modes: Vec<_> = (-1..=2).map(WatchMode::from_add_watch).collect();
+        assert_eq!(
+            modes,
+            [
+                Err(ZkError::MarshallingError),
+                Ok(WatchMode::Persistent),
+                Ok(WatchMode::PersistentRecursive),
+                Err(ZkError::MarshallingError),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_summary_counts_the_data_table() {
+        let mut table = table();
+        table.add("/c", V, WatchMode::Child);
+        assert_eq!(table.summary(), WatchSummary::default());
+        table.add("/a", W, WatchMode::Data);
+        table.add("/a", W, WatchMode::PersistentRecursive);
+        table.add("/b", W, WatchMode::Data);
+        table.add("/b", V, WatchMode::Persistent);
+        let expect = WatchSummary {
+            connections: 2,
+            paths: 2,
+            watches: 3,
+        };
+        assert_eq!(table.summary(), expect);
+        table.remove("/a", W, WatchKind::Any).unwrap();
+        assert_eq!(
+            fired(&mut table, EventType::DataChanged, "/b"),
+            [1, u32::MAX]
+        );
+        // ZK: watcher 1 has no data watch left and is still counted, since its last one fired.
+        let expect = WatchSummary {
+            connections: 2,
+            paths: 1,
+            watches: 1,
+        };
+        assert_eq!(table.summary(), expect);
+        table.remove("/b", V, WatchKind::Any).unwrap();
+        table.remove_watcher(W);
+        let expect = WatchSummary {
+            connections: 0,
+            paths: 0,
+            watches: 0,
+        };
+        assert_eq!(table.summary(), expect);
+        assert!(table.contains("/c", V, WatchKind::Child));
+    }
+
+    #[test]
+    fn marks_survive_their_overflow() {
+        let mut table = table();
+        table.add("/a", W, WatchMode::Persistent);
+        table.mark = u32::MAX - 1;
+        for _ in 0..4 {
+            assert_eq!(fired(&mut table, EventType::DataChanged, "/a"), [1]);
+        }
+    }
+
+    #[test]
+    fn a_watch_takes_at_most_24_bytes_where_there_are_many() {
+        for (watchers, paths) in [(300, 300), (20_000, 8), (60, 2_000)] {
+            let mut table = table();
+            for path in 0..paths {
+                for watcher in 0..watchers {
+                    table.add(
+                        &format!("/app/node-{path}"),
+                        Watcher(watcher),
+                        WatchMode::Data,
+                    );
+                }
+            }
+            let count = table.watch_count();
+            assert_eq!(count, watchers as usize * paths);
+            let each = table.heap_len() as f64 / count as f64;
+            assert!(each <= 24.0, "{watchers} x {paths}: {each:.1} bytes");
+            for watcher in 0..watchers {
+                table.remove_watcher(Watcher(watcher));
+            }
+            assert!(table.is_empty());
+            assert_eq!(table.watch_count(), 0);
+        }
+    }
+}
