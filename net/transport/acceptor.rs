@@ -1,0 +1,292 @@
+//! Listening sockets: one port, one socket per shard, the kernel spreads connections over them.
+//!
+//! `SO_REUSEPORT` also lets a *second server* of the same user take the port, silently, and half of the
+//! connections. So binding begins with a probe that shares with nobody: it finds a socket of another
+//! server that listens, and one that is bound and about to listen, for ours allow the reuse of their
+//! address (which a probe relies on to pass over connections in `TIME_WAIT`) only once they listen.
+//!
+//! A server that was killed gives its port back some tens of milliseconds later, when the kernel has
+//! torn down its rings; binding therefore tries for a second.
+
+use std::cell::Cell;
+use std::net::{Shutdown, SocketAddr};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use std::{io, thread};
+
+use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
+
+use crate::connection::{Connection, ConnectionLimits};
+use crate::executor::{reactor_turn, sleep};
+use crate::socket::acceptable;
+
+/// How long binding waits for a dying predecessor.
+const BIND_RETRY: Duration = Duration::from_secs(1);
+const BIND_RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// Connections accepted without a wait between them, before others get a turn.
+const ACCEPT_BURST: u32 = 64;
+
+/// How long to wait when the system has no descriptor or memory for a connection.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Binds `addr` for `shards` listeners (at least one), not listening yet: clients are refused until
+/// [`BoundSocket::listen`]. Port 0 takes a free port, the same for all. `[::]` takes IPv4 too.
+///
+/// Blocks for up to a second; for the main thread, before the executors.
+///
+/// # Errors
+/// [`BindError`], with a remedy.
+pub fn bind(addr: SocketAddr, shards: usize) -> Result<Vec<BoundSocket>, BindError> {
+    let deadline = Instant::now() + BIND_RETRY;
+    loop {
+        match try_bind(addr, shards) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if Instant::now() >= deadline {
+                    return Err(BindError { addr, error });
+                }
+                thread::sleep(BIND_RETRY_PAUSE);
+            }
+            outcome => return outcome.map_err(|error| BindError { addr, error }),
+        }
+    }
+}
+
+fn try_bind(addr: SocketAddr, shards: usize) -> io::Result<Vec<BoundSocket>> {
+    let mut addr = addr;
+    if addr.port() != 0 {
+        let probe = new_socket(addr)?;
+        probe.set_reuse_address(true)?;
+        probe.bind(&SockAddr::from(addr))?;
+        // Some conflicts show only here.
+        probe.listen(1)?;
+    }
+    let mut sockets = Vec::with_capacity(shards.max(1));
+    for _ in 0..shards.max(1) {
+        let socket = new_socket(addr)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&SockAddr::from(addr))?;
+        let bound = socket.local_addr()?.as_socket();
+        addr = bound.ok_or(io::ErrorKind::AddrNotAvailable)?;
+        sockets.push(BoundSocket { socket, addr });
+    }
+    Ok(sockets)
+}
+
+fn new_socket(addr: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    if addr.is_ipv6() && addr.ip().is_unspecified() {
+        socket.set_only_v6(false)?;
+    }
+    Ok(socket)
+}
+
+/// A listening address could not be had.
+#[derive(Debug, thiserror::Error)]
+#[error("bind {addr}: {error}. {}", self.remedy())]
+pub struct BindError {
+    /// The address.
+    pub addr: SocketAddr,
+    /// What the system said.
+    pub error: io::Error,
+}
+
+impl BindError {
+    /// What the operator can do.
+    pub fn remedy(&self) -> String {
+        let port = self.addr.port();
+        match self.error.kind() {
+            io::ErrorKind::AddrInUse => format!(
+                "Another process has this port: find it with `ss -ltnp 'sport = :{port}'`, stop it, or \
+                 set another port"
+            ),
+            io::ErrorKind::PermissionDenied => format!(
+                "Port {port} needs a privilege: take one of 1024 or more, or grant CAP_NET_BIND_SERVICE"
+            ),
+            io::ErrorKind::AddrNotAvailable => {
+                "No interface of this machine has this address: see `ip address`".into()
+            }
+            _ => "See the system's message".into(),
+        }
+    }
+}
+
+/// How a listener and its connections are set up.
+#[derive(Clone, Copy, Debug)]
+pub struct ListenOptions {
+    /// Connections that may wait to be accepted; the kernel's `somaxconn` caps it.
+    pub backlog: i32,
+    /// Idle time before the kernel asks whether the peer is still there; `None` never asks.
+    pub keepalive: Option<Duration>,
+    /// Bounds of each connection.
+    pub limits: ConnectionLimits,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self {
+            backlog: 4096,
+            keepalive: None,
+            limits: ConnectionLimits::default(),
+        }
+    }
+}
+
+/// A bound socket on its way to its shard.
+#[derive(Debug)]
+pub struct BoundSocket {
+    socket: Socket,
+    addr: SocketAddr,
+}
+
+impl BoundSocket {
+    /// The address, with the port that was chosen.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Listens, on the executor that is to accept.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn listen(self, options: ListenOptions) -> io::Result<Listener> {
+        let socket = self.socket;
+        // Connections inherit these, which saves a call for each.
+        socket.set_tcp_nodelay(true)?;
+        if let Some(idle) = options.keepalive {
+            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.listen(options.backlog)?;
+        // Only now, see the module. Connections inherit it, so that what is left of them in
+        // TIME_WAIT does not keep the next start from binding.
+        socket.set_reuse_address(true)?;
+        Ok(Listener {
+            inner: Rc::new(Inner {
+                socket,
+                addr: self.addr,
+                is_closed: Cell::new(false),
+            }),
+            limits: options.limits,
+            burst: 0,
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    socket: Socket,
+    addr: SocketAddr,
+    is_closed: Cell<bool>,
+}
+
+/// A listening socket on its executor. Dropping it closes it.
+#[derive(Debug)]
+pub struct Listener {
+    inner: Rc<Inner>,
+    limits: ConnectionLimits,
+    burst: u32,
+}
+
+impl Listener {
+    /// Binds and listens in one step, for a single listener. Blocks as [`bind`] does.
+    ///
+    /// # Errors
+    /// [`BindError`].
+    pub fn bind(addr: SocketAddr, options: ListenOptions) -> Result<Self, BindError> {
+        let error = |error| BindError { addr, error };
+        let Some(bound) = bind(addr, 1)?.pop() else {
+            return Err(error(io::ErrorKind::AddrNotAvailable.into()));
+        };
+        bound.listen(options).map_err(error)
+    }
+
+    /// Waits for a connection. `None` once the listener is closed. When the system is short of
+    /// descriptors or memory, clients wait in the backlog until it is not. May be cancelled.
+    pub async fn accept(&mut self) -> Option<Connection> {
+        loop {
+            if self.burst >= ACCEPT_BURST {
+                self.burst = 0;
+                reactor_turn().await;
+            }
+            if self.inner.is_closed.get() {
+                return None;
+            }
+            match self.inner.socket.accept() {
+                Ok((socket, peer)) => {
+                    self.burst += 1;
+                    if let Some(peer) = peer.as_socket() {
+                        return Some(Connection::new(socket, peer, self.limits));
+                    }
+                }
+                Err(error) => self.wait_after(&error).await,
+            }
+        }
+    }
+
+    async fn wait_after(&mut self, error: &io::Error) {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            self.burst = 0;
+            if acceptable(&self.inner.socket).await.is_ok() {
+                return;
+            }
+        }
+        match error.raw_os_error() {
+            // The client has gone again, or the like: the next may be there.
+            Some(
+                libc::ECONNABORTED
+                | libc::EINTR
+                | libc::EPROTO
+                | libc::ENETDOWN
+                | libc::ENETUNREACH,
+            ) => self.burst += 1,
+            _ if self.inner.is_closed.get() => {}
+            _ => {
+                tracing::warn!(addr = %self.inner.addr, %error, "accept connection");
+                sleep(SHORTAGE_PAUSE).await;
+            }
+        }
+    }
+
+    /// A handle that closes this listener from another task of its executor.
+    pub fn closer(&self) -> ListenerCloser {
+        ListenerCloser {
+            inner: Rc::clone(&self.inner),
+        }
+    }
+
+    /// The address it listens on.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.inner.addr
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.inner.close();
+    }
+}
+
+/// Closes a [`Listener`].
+#[derive(Clone, Debug)]
+pub struct ListenerCloser {
+    inner: Rc<Inner>,
+}
+
+impl ListenerCloser {
+    /// Stops listening at once: new clients are refused, those in the backlog are reset, and
+    /// [`Listener::accept`] returns `None`.
+    pub fn close(&self) {
+        self.inner.close();
+    }
+}
+
+impl Inner {
+    fn close(&self) {
+        if !self.is_closed.replace(true) {
+            // Closing the descriptor would not do: a poll request on the ring still refers to it.
+            // It fails only where it does not listen, which is what is wanted.
+            let _ = self.socket.shutdown(Shutdown::Both);
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! The pulse of each executor: a timer that never stops, so that an executor which parks although it
+//! has runnable tasks (see [`executor`](crate::executor)) stalls for a moment instead of for ever.
+//!
+//! A pulse beats every few milliseconds while there is work and rarely when there is none. *Work* is
+//! what the server says by [`busy`], and any traffic through this crate's mailboxes, chains and
+//! doorbells; the fast beat outlives it by [`HOLD_BEATS`]. A beat does two things:
+//! - by its timer it wakes its own executor, and all that was left runnable there runs;
+//! - it looks at the other executors: where a wake was posted [`KICK_AFTER_NS`] ago, has not been run
+//!   for, and the thread sleeps in the kernel all the same, it kicks (wakes that executor's pulse).
+//!   So an idle executor, with its slow beat, is guarded by the one that waits for its answer.
+//!
+//! A **rescue** is a beat that found work which should have run: a kick as above, or, on its own
+//! executor, a wake posted [`LATE_NS`] or more before the beat was due whose task ran only when the
+//! beat did, while the beat itself was on time (so the thread was neither busy nor waiting for a CPU,
+//! but parked). Rescues count in [`counters`], with the longest stall.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::task::AtomicWaker;
+use glommio::timer::Timer;
+
+use crate::wake::{WakeSlot, now_ns};
+
+/// Beats without work after which a pulse slows down.
+const HOLD_BEATS: u32 = 16;
+
+/// A wake unanswered for so long makes another executor's beat look closer.
+const KICK_AFTER_NS: u64 = 1_000_000;
+
+/// A task that ran so long after its wake, and only with the beat, was stuck.
+const LATE_NS: u64 = 300_000;
+
+/// The two periods of a pulse.
+#[derive(Clone, Copy, Debug)]
+pub struct PulseSpec {
+    /// While work is outstanding: 1 to 5 ms. 1 ms costs about 3 % of a core, 5 ms 1 %.
+    pub busy: Duration,
+    /// While idle.
+    pub idle: Duration,
+}
+
+impl Default for PulseSpec {
+    fn default() -> Self {
+        Self {
+            busy: Duration::from_millis(2),
+            idle: Duration::from_millis(100),
+        }
+    }
+}
+
+/// What the pulses of this process counted. All only grow.
+#[derive(Debug, Default)]
+pub struct PulseCounters {
+    /// Beats.
+    pub beats: AtomicU64,
+    /// Beats that found work which should have run.
+    pub rescues: AtomicU64,
+    /// The longest stall that a rescue ended, in nanoseconds.
+    pub stall_max_ns: AtomicU64,
+    /// Kicks that were withheld because the thread was running or waiting for a CPU, not parked.
+    pub suspicions: AtomicU64,
+}
+
+static COUNTERS: PulseCounters = PulseCounters {
+    beats: AtomicU64::new(0),
+    rescues: AtomicU64::new(0),
+    stall_max_ns: AtomicU64::new(0),
+    suspicions: AtomicU64::new(0),
+};
+
+/// The counters of all pulses in this process.
+pub fn counters() -> &'static PulseCounters {
+    &COUNTERS
+}
+
+fn count_rescue(stall_ns: u64) {
+    COUNTERS.rescues.fetch_add(1, Ordering::Relaxed);
+    COUNTERS.stall_max_ns.fetch_max(stall_ns, Ordering::Relaxed);
+}
+
+/// What other threads see of an executor.
+#[derive(Debug)]
+struct Heart {
+    id: usize,
+    /// The pulse task, for a kick.
+    kicker: AtomicWaker,
+    /// `/proc` path of the thread's state.
+    stat_path: String,
+    /// Where this executor's tasks sleep.
+    slots: Mutex<Vec<Weak<WakeSlot>>>,
+}
+
+impl Heart {
+    /// Whether the kernel has the thread asleep. Read only when something is suspected.
+    fn is_parked(&self) -> bool {
+        let Ok(stat) = std::fs::read_to_string(&self.stat_path) else {
+            return false;
+        };
+        // "tid (name) S ...": the name may hold anything, parentheses included.
+        let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+        state.is_some_and(|rest| rest.starts_with('S'))
+    }
+
+    /// When the oldest wake was posted that its task has not run for.
+    fn oldest_posted_ns(&self) -> Option<u64> {
+        let slots = lock(&self.slots);
+        let own = slots.iter().filter_map(Weak::upgrade);
+        own.filter(|slot| slot.heart() == self.id)
+            .filter_map(|slot| slot.posted_ns())
+            .min()
+    }
+}
+
+static HEARTS: Mutex<Vec<Arc<Heart>>> = Mutex::new(Vec::new());
+static HEART_IDS: AtomicUsize = AtomicUsize::new(1);
+
+/// No code that may panic runs under these locks, and their contents hold at every point.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An executor's own side of its pulse.
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    spec: PulseSpec,
+    heart: Arc<Heart>,
+    /// Live [`Busy`] guards.
+    outstanding: Cell<usize>,
+    /// Something went through a mailbox, chain or doorbell since the last beat.
+    touched: Cell<bool>,
+    /// The pulse task sleeps for the idle period.
+    slow: Cell<bool>,
+    /// The slowest task that ran since the last beat: when its wake was posted, and when it ran.
+    latest_run: Cell<Option<(u64, u64)>>,
+}
+
+impl Pulse {
+    fn has_work(&self) -> bool {
+        self.touched.get() || self.outstanding.get() > 0
+    }
+
+    /// Called when work appears: a slow pulse starts over as a fast one.
+    fn quicken(&self) {
+        if self.slow.replace(false) {
+            self.heart.kicker.wake();
+        }
+    }
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<Pulse>>> = const { RefCell::new(None) };
+}
+
+fn with_current<R>(f: impl FnOnce(&Rc<Pulse>) -> R) -> Option<R> {
+    CURRENT.with_borrow(|current| current.as_ref().map(f))
+}
+
+/// Makes the pulse of the current thread's executor.
+pub(crate) fn start(spec: PulseSpec) -> Rc<Pulse> {
+    let thread = std::fs::read_link("/proc/thread-self").unwrap_or_default();
+    let heart = Arc::new(Heart {
+        id: HEART_IDS.fetch_add(1, Ordering::Relaxed),
+        kicker: AtomicWaker::new(),
+        stat_path: format!("/proc/{}/stat", thread.display()),
+        slots: Mutex::new(Vec::new()),
+    });
+    lock(&HEARTS).push(Arc::clone(&heart));
+    let pulse = Rc::new(Pulse {
+        spec,
+        heart,
+        outstanding: Cell::new(0),
+        touched: Cell::new(true),
+        slow: Cell::new(false),
+        latest_run: Cell::new(None),
+    });
+    CURRENT.set(Some(Rc::clone(&pulse)));
+    pulse
+}
+
+/// Ends it: nobody kicks this executor any more.
+pub(crate) fn stop(pulse: &Pulse) {
+    lock(&HEARTS).retain(|heart| heart.id != pulse.heart.id);
+    CURRENT.set(None);
+}
+
+/// Beats until it is cancelled.
+pub(crate) async fn beat(pulse: Rc<Pulse>) {
+    let mut hold = HOLD_BEATS;
+    loop {
+        hold = match pulse.has_work() {
+            true => HOLD_BEATS,
+            false => hold.saturating_sub(1),
+        };
+        pulse.touched.set(false);
+        pulse.slow.set(hold == 0);
+        let period = if hold == 0 {
+            pulse.spec.idle
+        } else {
+            pulse.spec.busy
+        };
+        let due_ns = now_ns().saturating_add(u64::try_from(period.as_nanos()).unwrap_or(u64::MAX));
+        wait(&pulse, period).await;
+        COUNTERS.beats.fetch_add(1, Ordering::Relaxed);
+        let now = now_ns();
+        judge_own(&pulse, due_ns, now);
+        if hold > 0 {
+            kick_stalled(&pulse, now);
+        }
+    }
+}
+
+/// Sleeps for `period`, or until a slow pulse is quickened.
+async fn wait(pulse: &Pulse, period: Duration) {
+    let started_slow = pulse.slow.get();
+    let mut timer = pin!(Timer::new(period));
+    poll_fn(|cx| {
+        pulse.heart.kicker.register(cx.waker());
+        if started_slow && !pulse.slow.get() {
+            return Poll::Ready(());
+        }
+        timer.as_mut().poll(cx).map(|_| ())
+    })
+    .await;
+}
+
+/// Counts a rescue when a task ran only because this beat was due.
+fn judge_own(pulse: &Pulse, due_ns: u64, now_ns: u64) {
+    let Some((posted, ran)) = pulse.latest_run.take() else {
+        return;
+    };
+    let was_on_time = now_ns >= due_ns && now_ns - due_ns < LATE_NS;
+    if was_on_time && ran >= due_ns && posted.saturating_add(LATE_NS) <= due_ns {
+        count_rescue(ran - posted);
+    }
+}
+
+/// Wakes the executors that sleep on a wake.
+fn kick_stalled(own: &Pulse, now_ns: u64) {
+    let hearts = lock(&HEARTS);
+    for heart in hearts.iter().filter(|heart| heart.id != own.heart.id) {
+        let Some(posted) = heart.oldest_posted_ns() else {
+            continue;
+        };
+        let age = now_ns.saturating_sub(posted);
+        if age < KICK_AFTER_NS {
+            continue;
+        }
+        if heart.is_parked() && heart.oldest_posted_ns() == Some(posted) {
+            heart.kicker.wake();
+            count_rescue(age);
+        } else {
+            COUNTERS.suspicions.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A task ran for a wake that was posted at `posted_ns`.
+pub(crate) fn note_run(posted_ns: u64) {
+    with_current(|pulse| {
+        pulse.touched.set(true);
+        pulse.quicken();
+        let ran = now_ns();
+        if ran.saturating_sub(posted_ns) < LATE_NS {
+            return;
+        }
+        let earlier = pulse.latest_run.get().map(|(posted, _)| posted);
+        if earlier.is_none_or(|earlier| posted_ns < earlier) {
+            pulse.latest_run.set(Some((posted_ns, ran)));
+        }
+    });
+}
+
+/// Something is under way from this executor to another.
+pub(crate) fn touch() {
+    with_current(|pulse| {
+        pulse.touched.set(true);
+        pulse.quicken();
+    });
+}
+
+/// Puts `slot` under the eyes of the current executor's pulse.
+pub(crate) fn watch(slot: &Arc<WakeSlot>) {
+    with_current(|pulse| {
+        if slot.heart() == pulse.heart.id {
+            return;
+        }
+        slot.give_to(pulse.heart.id);
+        let mut slots = lock(&pulse.heart.slots);
+        slots.retain(|slot| slot.strong_count() > 0);
+        slots.push(Arc::downgrade(slot));
+    });
+}
+
+/// Says that work is outstanding on this executor until the guard is dropped, so that its pulse
+/// beats fast. Costs a counter; outside an executor it does nothing.
+#[must_use = "the work counts as done when this is dropped"]
+#[derive(Debug)]
+pub struct Busy {
+    pulse: Option<Rc<Pulse>>,
+}
+
+/// See [`Busy`].
+pub fn busy() -> Busy {
+    let pulse = CURRENT.with_borrow(Clone::clone);
+    if let Some(pulse) = &pulse {
+        pulse.outstanding.set(pulse.outstanding.get() + 1);
+        pulse.quicken();
+    }
+    Busy { pulse }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if let Some(pulse) = &self.pulse {
+            pulse.outstanding.set(pulse.outstanding.get() - 1);
+        }
+    }
+}
