@@ -19,6 +19,7 @@ use sha2::{Sha224, Sha256, Sha384, Sha512};
 
 use ringkeeper_proto::{Acl, AclList, AclRef, Id, Perms, ZkError};
 
+use crate::acl_table::AclHandle;
 use crate::settings::Settings;
 
 /// The scheme of everybody.
@@ -137,9 +138,9 @@ pub fn user_name<'a>(id: &'a Id, settings: &Settings) -> &'a str {
 
 /// Whether one of `wanted` is granted to one of `identities` (`ZooKeeperServer.checkACL`). An empty
 /// list grants everything.
-pub fn allows(acl: &AclList<'_>, wanted: Perms, identities: &[Id], settings: &Settings) -> bool {
-    acl.is_empty()
-        || acl.as_bytes() == OPEN_ENTRY && Perms::ALL.allows(wanted)
+pub fn allows(acl: &AclHandle, wanted: Perms, identities: &[Id], settings: &Settings) -> bool {
+    acl.anyone().allows(wanted)
+        || acl.is_empty()
         || settings.skip_acl
         || identities.iter().any(|id| id.scheme == SUPER)
         || acl
@@ -216,7 +217,6 @@ const OPEN_ENTRY: &[u8] = b"\0\0\0\x1f\0\0\0\x05world\0\0\0\x06anyone";
 fn matches_any(entry: &AclRef<'_>, identities: &[Id], settings: &Settings) -> bool {
     let of_scheme = || identities.iter().filter(|id| id.scheme == entry.scheme);
     match entry.scheme {
-        WORLD => entry.id == ANYONE,
         DIGEST => settings.digest_enabled && of_scheme().any(|id| id.id == entry.id),
         IP => match IpRange::parse(entry.id) {
             Some(range) => of_scheme().any(|id| range.contains(&id.id)),
@@ -703,7 +703,7 @@ mod tests {
         let bob = [Id::new(IP, "10.0.0.1"), Id::new(DIGEST, "bob:h")];
         let root = [Id::new(SUPER, "")];
         let check = |acl: &str, wanted, identities: &[Id], expect| {
-            let granted = allows(&list(acl), wanted, identities, &settings());
+            let granted = allows(&AclHandle::new(list(acl)), wanted, identities, &settings());
             assert_eq!(granted, expect, "{acl:?} {wanted:?} {identities:?}");
         };
         check("", Perms::ADMIN, &[], true);
@@ -730,13 +730,18 @@ mod tests {
             skip_acl: true,
             ..settings()
         };
-        assert!(allows(&list("1|digest|a:b"), Perms::ALL, &[], &open));
+        assert!(allows(
+            &AclHandle::new(list("1|digest|a:b")),
+            Perms::ALL,
+            &[],
+            &open
+        ));
         let without_digest = Settings {
             digest_enabled: false,
             ..settings()
         };
         assert!(!allows(
-            &list("1|digest|bob:h"),
+            &AclHandle::new(list("1|digest|bob:h")),
             Perms::READ,
             &bob,
             &without_digest

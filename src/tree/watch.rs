@@ -17,9 +17,12 @@ use std::hash::{DefaultHasher, Hasher as _};
 
 use ringkeeper_proto::ZkError;
 use ringkeeper_proto::reply::EventType;
+use ringkeeper_proto::request::SetWatchesRequest;
 
+use crate::apply::Event;
 use crate::compact_set::{CompactSet, spread};
 use crate::path::ancestors;
+use crate::tree::Tree;
 
 /// Who is told: a connection of this shard. The number is the shard's to choose, and to use again
 /// after [`WatchTable::remove_watcher`].
@@ -244,6 +247,11 @@ impl WatchTable {
             self.summary.connections -= 1;
         }
         self.free_watcher(slot);
+    }
+
+    /// Tells those who watch what `event` says. Whether they may read it is for the caller to check.
+    pub fn trigger(&mut self, event: &Event, tell: impl FnMut(Watcher, EventType, &str)) {
+        self.fire(event.kind, event.path(), tell);
     }
 
     /// Tells those who watch that `path` has changed. `tell` is called once for each of them, in no
@@ -538,6 +546,50 @@ impl WatchTable {
         hasher.write_u64(self.seed);
         hasher.write(path.as_bytes());
         hasher.finish() as u32
+    }
+}
+
+/// Arms the watches of a client that has reconnected, and tells it at once of those that would
+/// have fired while it was away (`DataTree.setWatches`). Persistent ones are armed only: what they
+/// missed is not known. The events are not checked against ACLs, nor are they in Apache.
+pub fn set_watches(
+    tree: &Tree,
+    watches: &mut WatchTable,
+    watcher: Watcher,
+    request: &SetWatchesRequest<'_>,
+    mut tell: impl FnMut(EventType, &str),
+) {
+    let seen = request.relative_zxid.to_wire();
+    for path in &request.data {
+        match tree.get(path) {
+            None => tell(EventType::Deleted, path),
+            Some(node) if node.mzxid() > seen => tell(EventType::DataChanged, path),
+            Some(_) => {
+                watches.add(path, watcher, WatchMode::Data);
+            }
+        }
+    }
+    for path in &request.exist {
+        if tree.get(path).is_some() {
+            tell(EventType::Created, path);
+        } else {
+            watches.add(path, watcher, WatchMode::Data);
+        }
+    }
+    for path in &request.child {
+        match tree.get(path) {
+            None => tell(EventType::Deleted, path),
+            Some(node) if node.pzxid() > seen => tell(EventType::ChildrenChanged, path),
+            Some(_) => {
+                watches.add(path, watcher, WatchMode::Child);
+            }
+        }
+    }
+    for path in &request.persistent {
+        watches.add(path, watcher, WatchMode::Persistent);
+    }
+    for path in &request.persistent_recursive {
+        watches.add(path, watcher, WatchMode::PersistentRecursive);
     }
 }
 

@@ -1,0 +1,276 @@
+//! Carries requests out on `head`: validates each against everything accepted before it, builds the
+//! transaction that is logged and replicated, and applies it.
+//!
+//! Invariants:
+//! - Whatever happens, exactly one transaction comes out, under the zxid given: that of the request,
+//!   or one that says how it failed. Applying it to the tree as it was before gives `head` as it is
+//!   after.
+//! - A request that fails leaves nothing behind in `head` but its zxid, and no events.
+//! - The record of the transaction is at most [`Settings::txn_len_max`](crate::Settings) bytes long,
+//!   whatever was asked.
+
+use std::borrow::Cow;
+
+use ringkeeper_proto::reply::WriteReply;
+use ringkeeper_proto::{OpCode, Request, Txn, TxnDigest, TxnHeader, ZkError, Zxid};
+
+use crate::apply::Event;
+pub use crate::prepare::{Context, SessionState, Undecodable};
+use crate::prepare::{Prepared, check_txn_len, prepare};
+pub use crate::quota_check::{QuotaKind, QuotaWarning};
+use crate::tree::Tree;
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Executed<'a> {
+    /// The header of the transaction. Its type is [`OpCode::Error`] when the request failed.
+    pub header: TxnHeader,
+    /// The transaction.
+    pub txn: Txn<'a>,
+    /// What the client gets, once the transaction is committed. A multi whose operations failed is a
+    /// success with [`WriteReply::Multi`] of errors; after [`ZkError::SessionMoved`] the connection
+    /// is closed.
+    pub outcome: Result<WriteReply, ZkError>,
+    /// The digest of the tree after the transaction.
+    pub digest: TxnDigest,
+    /// The soft quotas that it exceeds, to be logged.
+    pub warnings: Vec<QuotaWarning>,
+}
+
+/// Executes a write of a client, or a [`Request::DeleteContainer`] of the server itself
+/// (`PrepRequestProcessor.pRequest`), and adds its events.
+pub fn execute<'a>(
+    head: &mut Tree,
+    zxid: Zxid,
+    request: &Request<'a>,
+    context: &Context<'_>,
+    events: &mut Vec<Event>,
+) -> Executed<'a> {
+    match request {
+        Request::Multi(ops) => execute_multi(head, zxid, ops, context, events),
+        Request::CloseSession => execute_close_session(head, zxid, context, events),
+        single => match prepare(head, single, context) {
+            Ok(prepared) => finish(head, zxid, prepared, context, events),
+            Err(error) => execute_error(head, zxid, error, context),
+        },
+    }
+}
+
+/// As [`execute`], for a request of kind `op` that is still in the form in which the client sent it.
+///
+/// # Errors
+/// What the client gets when the request cannot be decoded and no transaction says so: `head` is as
+/// it was, and the zxid is not used.
+pub fn execute_bytes<'a>(
+    head: &mut Tree,
+    zxid: Zxid,
+    op: OpCode,
+    body: &'a [u8],
+    context: &Context<'_>,
+    events: &mut Vec<Event>,
+) -> Result<Executed<'a>, ZkError> {
+    match Request::decode(op, body) {
+        Ok(request) => Ok(execute(head, zxid, &request, context, events)),
+        Err(error) => match Undecodable::new(op, &error) {
+            Undecodable {
+                error,
+                takes_zxid: true,
+            } => Ok(execute_error(head, zxid, error, context)),
+            Undecodable { error, .. } => Err(error),
+        },
+    }
+}
+
+/// Executes a request that failed before it came here, such as one that could not be decoded, and that
+/// takes a zxid nevertheless.
+pub fn execute_error<'a>(
+    head: &mut Tree,
+    zxid: Zxid,
+    error: ZkError,
+    context: &Context<'_>,
+) -> Executed<'a> {
+    let txn = Txn::Error { code: error.code() };
+    let mut executed = finish(
+        head,
+        zxid,
+        Prepared::new(OpCode::Error, txn),
+        context,
+        &mut Vec::new(),
+    );
+    executed.outcome = Err(error);
+    executed
+}
+
+/// Executes the creation of the session of `context`.
+pub fn execute_create_session<'a>(
+    head: &mut Tree,
+    zxid: Zxid,
+    timeout_ms: i32,
+    context: &Context<'_>,
+) -> Executed<'a> {
+    let txn = Txn::CreateSession { timeout_ms };
+    let prepared = Prepared::new(OpCode::CreateSession, txn);
+    finish(head, zxid, prepared, context, &mut Vec::new())
+}
+
+/// Executes the end of the session of `context`, by its own wish or by expiry: its ephemerals go.
+pub fn execute_close_session<'a>(
+    head: &mut Tree,
+    zxid: Zxid,
+    context: &Context<'_>,
+    events: &mut Vec<Event>,
+) -> Executed<'a> {
+    let paths = context.settings.close_session_txn.then(|| {
+        let paths = head.ephemerals(context.session);
+        paths.map(|path| Cow::Owned(path.to_owned())).collect()
+    });
+    let mut txn = Txn::CloseSession { paths };
+    if check_txn_len(&txn, context.settings).is_err() {
+        // A session taken over from a server that does not count may have more ephemerals than fit.
+        // Without the list every server deletes those that it knows of.
+        txn = Txn::CloseSession { paths: None };
+    }
+    let prepared = Prepared::new(OpCode::CloseSession, txn);
+    finish(head, zxid, prepared, context, events)
+}
+
+fn execute_multi<'a>(
+    head: &mut Tree,
+    zxid: Zxid,
+    ops: &[Request<'a>],
+    context: &Context<'_>,
+    events: &mut Vec<Event>,
+) -> Executed<'a> {
+    let header = header_of(OpCode::Multi, zxid, context);
+    let events_before = events.len();
+    let mut backup = None;
+    let mut done = Multi::default();
+    let mut failure = None;
+    for op in ops {
+        let prepared = match prepare(head, op, context) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                failure = Some(error);
+                break;
+            }
+        };
+        // Many small operations can make one transaction that is too large: stop before it is built.
+        done.len += 8 + prepared.txn.encoded_len();
+        if done.len > context.settings.txn_len_max {
+            failure = Some(ZkError::BadArguments);
+            break;
+        }
+        if backup.is_none() && ops.len() > 1 {
+            backup = Some(head.clone());
+        }
+        let reply = head.apply_part(&header, prepared.op, &prepared.txn, events);
+        done.replies.push((shown_op(prepared.op), reply));
+        done.warnings.extend(prepared.warnings);
+        done.parts.push((prepared.op, prepared.txn));
+    }
+    let txn = Txn::Multi(done.parts);
+    let failure = match failure {
+        None => check_txn_len(&txn, context.settings).err(),
+        failure => failure,
+    };
+    let Some(error) = failure else {
+        head.set_zxid(zxid.max(head.zxid()));
+        return Executed {
+            header,
+            txn,
+            outcome: Ok(WriteReply::Multi(done.replies)),
+            digest: digest_of(head),
+            warnings: done.warnings,
+        };
+    };
+    if let Some(backup) = backup {
+        *head = backup;
+    }
+    events.truncate(events_before);
+    let Txn::Multi(parts) = txn else {
+        return execute_error(head, zxid, error, context);
+    };
+    // ZK: a request that makes the server itself fail is no failed multi, but a failed request.
+    if error == ZkError::MarshallingError {
+        return execute_error(head, zxid, error, context);
+    }
+    refuse_multi(head, zxid, ops.len(), parts.len(), error, context)
+}
+
+/// What has been done of a multi.
+#[derive(Default)]
+struct Multi<'a> {
+    parts: Vec<(OpCode, Txn<'a>)>,
+    replies: Vec<(OpCode, Result<WriteReply, i32>)>,
+    warnings: Vec<QuotaWarning>,
+    /// Bytes of the parts.
+    len: usize,
+}
+
+// ZK: the operations before the one that failed say 0, those after it say that they were not tried.
+fn refuse_multi<'a>(
+    head: &mut Tree,
+    zxid: Zxid,
+    count: usize,
+    failed_at: usize,
+    error: ZkError,
+    context: &Context<'_>,
+) -> Executed<'a> {
+    let parts = (0..count).map(|at| {
+        let code = match at.cmp(&failed_at) {
+            std::cmp::Ordering::Less => 0,
+            std::cmp::Ordering::Equal => error.code(),
+            std::cmp::Ordering::Greater => ZkError::RuntimeInconsistency.code(),
+        };
+        (OpCode::Error, Txn::Error { code })
+    });
+    let txn = Txn::Multi(parts.collect());
+    let prepared = Prepared::new(OpCode::Multi, txn);
+    finish(head, zxid, prepared, context, &mut Vec::new())
+}
+
+fn finish<'a>(
+    head: &mut Tree,
+    zxid: Zxid,
+    prepared: Prepared<'a>,
+    context: &Context<'_>,
+    events: &mut Vec<Event>,
+) -> Executed<'a> {
+    let header = header_of(prepared.op, zxid, context);
+    let applied = head.apply(&header, &prepared.txn, events);
+    let outcome = applied
+        .outcome
+        .map_err(|code| ZkError::from_code(code).unwrap_or(ZkError::SystemError));
+    Executed {
+        header,
+        txn: prepared.txn,
+        outcome,
+        digest: digest_of(head),
+        warnings: prepared.warnings,
+    }
+}
+
+const fn header_of(op: OpCode, zxid: Zxid, context: &Context<'_>) -> TxnHeader {
+    TxnHeader {
+        session: context.session,
+        cxid: context.cxid,
+        zxid,
+        time_ms: context.time_ms,
+        op,
+    }
+}
+
+const fn digest_of(head: &Tree) -> TxnDigest {
+    TxnDigest {
+        version: TxnDigest::VERSION,
+        tree_digest: head.digest_to_wire(),
+    }
+}
+
+// ZK: FinalRequestProcessor makes a CreateResult of each, and one with a stat is a create2.
+const fn shown_op(op: OpCode) -> OpCode {
+    match op {
+        OpCode::CreateTtl | OpCode::CreateContainer => OpCode::Create2,
+        op => op,
+    }
+}
