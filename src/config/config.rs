@@ -274,6 +274,8 @@ impl SnapshotConfig {
 pub struct AuthConfig {
     /// `DigestAuthenticationProvider.enabled`: the scheme `digest` is there.
     pub digest: bool,
+    /// `DigestAuthenticationProvider.digestAlg`: the hash of that scheme, in ACLs and of the super user.
+    pub digest_algorithm: DigestAlgorithm,
     /// `DigestAuthenticationProvider.superDigest`: the `user:hash` that no ACL binds; `None` for nobody.
     pub super_digest: Option<String>,
 }
@@ -284,8 +286,52 @@ impl fmt::Debug for AuthConfig {
         let super_digest = self.super_digest.as_ref().map(|_| "set");
         f.debug_struct("AuthConfig")
             .field("digest", &self.digest)
+            .field("digest_algorithm", &self.digest_algorithm)
             .field("super_digest", &super_digest)
             .finish()
+    }
+}
+
+/// The hashes that the scheme `digest` can use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DigestAlgorithm {
+    /// SHA-1, the default.
+    #[default]
+    Sha1,
+    /// SHA-224.
+    Sha224,
+    /// SHA-256.
+    Sha256,
+    /// SHA-384.
+    Sha384,
+    /// SHA-512.
+    Sha512,
+}
+
+impl DigestAlgorithm {
+    /// The algorithm of a name that Java's `MessageDigest` knows; `None` for the others, and for those that are not there.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name.to_ascii_uppercase().as_str() {
+            "SHA" | "SHA1" | "SHA-1" => Some(Self::Sha1),
+            "SHA-224" | "SHA224" => Some(Self::Sha224),
+            "SHA-256" | "SHA256" => Some(Self::Sha256),
+            "SHA-384" | "SHA384" => Some(Self::Sha384),
+            "SHA-512" | "SHA512" => Some(Self::Sha512),
+            _ => None,
+        }
+    }
+
+    /// Its name in Java.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sha1 => "SHA-1",
+            Self::Sha224 => "SHA-224",
+            Self::Sha256 => "SHA-256",
+            Self::Sha384 => "SHA-384",
+            Self::Sha512 => "SHA-512",
+        }
     }
 }
 
@@ -473,6 +519,7 @@ impl Config {
             snapshots: SnapshotConfig::default(),
             auth: AuthConfig {
                 digest: true,
+                digest_algorithm: DigestAlgorithm::default(),
                 super_digest: None,
             },
             containers: ContainersConfig {
@@ -625,6 +672,7 @@ mod tests {
     fn the_super_digest_stays_out_of_debug_output() {
         let auth = AuthConfig {
             digest: true,
+            digest_algorithm: DigestAlgorithm::default(),
             super_digest: Some("super:secret".into()),
         };
         assert!(!format!("{auth:?}").contains("secret"));

@@ -1,11 +1,8 @@
 //! The keys that do something: how each value is read and which field of [`crate::Config`] it fills.
 
-use crate::config::{Cpus, FourLetterWords, Host, PlacementConfig};
+use crate::config::{Cpus, DigestAlgorithm, FourLetterWords, Host, PlacementConfig};
 use crate::draft::Draft;
-use crate::table::{Effect, Key, Owner, Set};
-
-const INT_MAX: i64 = i32::MAX as i64;
-const INT_MIN: i64 = i32::MIN as i64;
+use crate::table::{Effect, INT_MAX, INT_MIN, Key, Owner, Set};
 
 /// `tickTime` times 20 is a session timeout, an `int` on the wire.
 const TICK_MS_MAX: i64 = INT_MAX / 20;
@@ -528,6 +525,19 @@ pub(crate) const KEYS: &[Key] = &[
     membership(
         "dynamicConfigFile",
         "File that holds the `server.N` lines instead",
+    ),
+    text(
+        "DigestAuthenticationProvider.digestAlg",
+        Owner::Property,
+        "SHA1",
+        "Hash of the scheme `digest`; ACLs made with another one can then be passed by nobody",
+        "SHA1, SHA-224, SHA-256, SHA-384, SHA-512",
+        |draft, value| {
+            let algorithm = DigestAlgorithm::from_name(value);
+            draft.config.auth.digest_algorithm =
+                algorithm.ok_or("it must be SHA1, SHA-224, SHA-256, SHA-384 or SHA-512")?;
+            Ok(None)
+        },
     ),
     text(
         "DigestAuthenticationProvider.superDigest",

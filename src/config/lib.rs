@@ -25,8 +25,8 @@ mod table;
 
 pub use config::{
     AuthConfig, ClientAddress, ClientsConfig, Config, ConnectionThrottleConfig, ContainersConfig,
-    Cpus, EnsembleConfig, FilesConfig, FourLetterWords, Host, LogConfig, LoggedSince,
-    PlacementConfig, ShutdownConfig, SnapshotConfig, ThrottleConfig,
+    Cpus, DigestAlgorithm, EnsembleConfig, FilesConfig, FourLetterWords, Host, LogConfig,
+    LoggedSince, PlacementConfig, ShutdownConfig, SnapshotConfig, ThrottleConfig,
 };
 pub use draft::Draft;
 pub use members::Beside;

@@ -184,15 +184,6 @@ pub(crate) const KEYS: &[Key] = &[
         PEER_REMEDY,
     ),
     row(
-        "DigestAuthenticationProvider.digestAlg",
-        Owner::Property,
-        "SHA1",
-        "Hash of the scheme `digest`",
-        &["SHA1", "SHA-1", "SHA"],
-        "asks for another hash than SHA1, which is not implemented yet",
-        "Remove the line if no ACL was made with that hash; otherwise nobody could pass such an ACL here",
-    ),
-    row(
         "IPAuthenticationProvider.usexforwardedfor",
         Owner::Property,
         "false",

@@ -8,6 +8,12 @@
 use crate::draft::Draft;
 use crate::{honoured, no_effect, refused};
 
+/// Largest Java `int`.
+pub(crate) const INT_MAX: i64 = i32::MAX as i64;
+
+/// Smallest Java `int`.
+pub(crate) const INT_MIN: i64 = i32::MIN as i64;
+
 /// One row.
 #[derive(Debug)]
 pub struct Key {
@@ -144,7 +150,13 @@ impl Set {
     #[must_use]
     pub fn takes(&self) -> String {
         match self {
-            Self::Int { min, max, .. } => format!("{min} to {max}"),
+            // The bounds of Java's types say nothing to an operator.
+            &Self::Int { min, max, .. } => match (min <= INT_MIN, max >= INT_MAX) {
+                (true, true) => "an integer".to_owned(),
+                (false, true) => format!("{min} or more"),
+                (true, false) => format!("up to {max}"),
+                (false, false) => format!("{min} to {max}"),
+            },
             Self::Bool(_) => "true, false".to_owned(),
             Self::YesNo(_) => "yes, no".to_owned(),
             Self::Share(_) => "0 to 1".to_owned(),
