@@ -1,0 +1,125 @@
+//! Reads a configuration and what lies beside it; what it means is `ringkeeper-config`'s business.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use ringkeeper_config::{Beside, Loaded, RawConfig};
+
+use crate::fatal::Reason;
+
+/// A longer file is not a configuration.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Reads `file`, or takes the built-in configuration when there is none, and applies the assignments of the command line.
+///
+/// # Errors
+/// When a file cannot be read, or with every problem found in them; the context says that it is the configuration.
+pub(crate) fn load(file: Option<&Path>, assignments: &[String]) -> Result<Loaded> {
+    read(file, assignments).context(Reason::Configuration)
+}
+
+fn read(file: Option<&Path>, assignments: &[String]) -> Result<Loaded> {
+    let mut raw = match file {
+        Some(path) => parse(path)?,
+        None => RawConfig::embedded(),
+    };
+    for assignment in assignments {
+        raw.set(assignment).map_err(anyhow::Error::msg)?;
+    }
+    let dynamic = raw
+        .dynamic_config_file()
+        .map(|path| parse(&path))
+        .transpose()?;
+    let my_id = match raw.data_dir() {
+        Some(directory) => read_my_id(&directory.join("myid"))?,
+        None => None,
+    };
+    Ok(Loaded::new(&raw, &Beside { my_id, dynamic })?)
+}
+
+fn parse(path: &Path) -> Result<RawConfig> {
+    let bytes = read_bounded(path)
+        .with_context(|| format!("read the configuration file {}", path.display()))?;
+    RawConfig::parse(&path.display().to_string(), &bytes).map_err(anyhow::Error::msg)
+}
+
+/// A standalone server needs no `myid`, so only its absence is fine.
+fn read_my_id(path: &Path) -> Result<Option<String>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let bytes = read_bounded(path).with_context(|| format!("read {}", path.display()))?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+fn read_bounded(path: &Path) -> Result<Vec<u8>, anyhow::Error> {
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(FILE_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        bail!(io::Error::other(format!(
+            "it is longer than {FILE_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_with_its_dynamic_file_and_myid() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("zoo.cfg.dynamic"), "server.7=host:2888:3888;2191\n").unwrap();
+        fs::write(at("myid"), "7\n").unwrap();
+        let text = format!(
+            "dataDir={}\ndynamicConfigFile={}\n",
+            directory.path().display(),
+            at("zoo.cfg.dynamic").display()
+        );
+        fs::write(at("zoo.cfg"), text).unwrap();
+        let loaded = load(Some(&at("zoo.cfg")), &["snapCount=7".to_owned()]).unwrap();
+        assert_eq!(loaded.config.files.my_id, Some(7));
+        assert_eq!(loaded.config.clients.address.port, 2191);
+        assert_eq!(loaded.config.snapshots.txns_min, 7);
+    }
+
+    #[test]
+    fn failures_carry_their_reason_and_name_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("zoo.cfg");
+        let failure = |assignments: &[String]| {
+            let error = load(Some(&path), assignments).unwrap_err();
+            assert_eq!(Reason::of(&error), Reason::Configuration);
+            format!("{error:#}")
+        };
+        assert!(
+            failure(&[]).contains("zoo.cfg: No such file"),
+            "{}",
+            failure(&[])
+        );
+        fs::write(&path, "x".repeat(2 << 20)).unwrap();
+        assert!(failure(&[]).contains("longer than"), "{}", failure(&[]));
+        fs::write(&path, "clientPort=2181\nsslQuorum=true\n").unwrap();
+        assert!(
+            failure(&[]).contains("zoo.cfg:2: sslQuorum asks for TLS"),
+            "{}",
+            failure(&[])
+        );
+        assert!(failure(&["snapCount".to_owned()]).contains("not of the form key=value"));
+    }
+
+    #[test]
+    fn without_a_file_the_built_in_configuration_holds() {
+        let loaded = load(None, &[]).unwrap();
+        assert_eq!(loaded.config.clients.address.to_string(), "127.0.0.1:2181");
+        assert!(loaded.config.words.is_allowed("mntr"));
+    }
+}
