@@ -1,1 +1,43 @@
-//! Placeholder while the crate is being written.
+//! Keeps a server's data on disk: the transaction log, snapshots, and the manifest that names them.
+//!
+//! What is acknowledged is on stable storage, and what is damaged is reported, never passed over. Bytes
+//! that come back from a disk are checked before they are believed; none can make this crate panic or
+//! allocate more than the file they came from allows.
+//!
+//! It never looks into a record or a snapshot chunk (both are the caller's bytes), knows nothing of
+//! sessions, trees or elections, and repairs nothing by itself.
+//!
+//! Start with [`Store::open`]. `docs/internals/txn-log.md` and `docs/internals/snapshot.md` describe the
+//! disk's view: the crash orders, what is assumed of a disk, and the recovery table.
+#![warn(missing_docs)]
+
+mod aligned;
+mod batch;
+mod disk;
+mod dma_disk;
+mod error;
+mod manifest;
+mod purge;
+mod reader;
+mod record;
+mod recovery;
+mod scan;
+mod segment;
+mod snapshot;
+mod stats;
+mod store;
+mod txn_log;
+
+pub use aligned::AlignedBuffer;
+pub use batch::{Batch, BatchHeader, BatchKind, HEADER_BYTES, SealedBatch};
+pub use disk::{BLOCK_BYTES, Disk, DiskBuffer, Entry};
+pub use dma_disk::{DmaDisk, DmaHandle, DmaRead, DurableVariant};
+pub use error::{DOCTOR, Damage, DamageKind, OpenError, StorageError};
+pub use manifest::{SNAPSHOTS_MAX, SnapshotInfo};
+pub use purge::Purged;
+pub use reader::{LiveRecords, LogReader};
+pub use record::{FRAME_BYTES, Records};
+pub use recovery::{Decision, HeaderState, Place, decide};
+pub use stats::LogStats;
+pub use store::{Dirs, FOLDER, LogOptions, Opened, Recovered, Store, Tail};
+pub use txn_log::TxnLog;

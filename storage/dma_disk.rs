@@ -1,0 +1,320 @@
+//! [`DmaDisk`]: O_DIRECT files through glommio.
+
+use std::{
+    cell::Cell,
+    fs, io,
+    ops::Deref,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use glommio::{
+    GlommioError,
+    io::{Directory, DmaFile, OpenOptions, ReadResult},
+};
+
+use crate::{
+    aligned::AlignedBuffer,
+    disk::{BLOCK_BYTES, Disk, DiskBuffer as _, Entry},
+};
+
+// Small enough that a log write which meets a fill write on the device waits for one short write only.
+const FILL_BYTES: usize = 256 << 10;
+const _: () = assert!(FILL_BYTES.is_multiple_of(BLOCK_BYTES));
+
+/// How a write reaches stable storage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DurableVariant {
+    /// A descriptor opened with `O_DSYNC`: one request per write.
+    #[default]
+    Dsync,
+    /// A plain write, then `fdatasync`: two requests.
+    WriteThenFlush,
+}
+
+impl DurableVariant {
+    /// Its name in the server's log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Dsync => "O_DSYNC",
+            Self::WriteThenFlush => "write + fdatasync",
+        }
+    }
+}
+
+/// A disk reached by O_DIRECT through the glommio executor that it is used on.
+#[derive(Clone, Debug)]
+pub struct DmaDisk {
+    variant: Rc<Cell<DurableVariant>>,
+    started: Instant,
+}
+
+/// An open O_DIRECT file.
+#[derive(Clone, Debug)]
+pub struct DmaHandle {
+    file: Rc<DmaFile>,
+    variant: DurableVariant,
+}
+
+/// Bytes read from a file.
+#[derive(Debug)]
+pub struct DmaRead(ReadResult);
+
+impl Deref for DmaRead {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl DmaDisk {
+    /// A disk for files in `dir`, with the `O_DSYNC` variant until [`DmaDisk::set_variant`].
+    ///
+    /// Must run before any other file of the same device is opened on this executor: glommio probes with
+    /// its first file whether reads can be polled, and a file without written blocks misleads it for good.
+    /// So this writes one block to a scratch file and opens that first.
+    pub async fn start(dir: &Path) -> io::Result<Self> {
+        let scratch = dir.join(format!(".polling-probe-{}", std::process::id()));
+        let result = Self::probe_polling(&scratch).await;
+        let removed = fs::remove_file(&scratch);
+        result?;
+        removed?;
+        Ok(Self {
+            variant: Rc::default(),
+            started: Instant::now(),
+        })
+    }
+
+    async fn probe_polling(scratch: &Path) -> io::Result<()> {
+        fs::write(scratch, [0xA5; BLOCK_BYTES])?;
+        fs::File::open(scratch)?.sync_all()?;
+        // Checked here because glommio only reports it with the path lost.
+        fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(scratch)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .dma_open(scratch)
+            .await
+            .map_err(system)?;
+        let read = file.read_at_aligned(0, BLOCK_BYTES).await.map_err(system);
+        file.close().await.map_err(system)?;
+        read.map(drop)
+    }
+
+    /// Chooses the durable-write variant for files opened from now on.
+    pub fn set_variant(&self, variant: DurableVariant) {
+        self.variant.set(variant);
+    }
+
+    /// The durable-write variant of files opened from now on.
+    pub fn variant(&self) -> DurableVariant {
+        self.variant.get()
+    }
+
+    async fn open_as(&self, path: &Path, variant: DurableVariant) -> io::Result<DmaHandle> {
+        let flags = match variant {
+            DurableVariant::Dsync => libc::O_DSYNC,
+            DurableVariant::WriteThenFlush => 0,
+        };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(flags);
+        let file = options.dma_open(path).await.map_err(system)?;
+        Ok(DmaHandle {
+            file: Rc::new(file),
+            variant,
+        })
+    }
+}
+
+impl Disk for DmaDisk {
+    type File = DmaHandle;
+    type Buffer = AlignedBuffer;
+    type Read = DmaRead;
+    type Lock = fs::File;
+
+    async fn open(&self, path: &Path) -> io::Result<DmaHandle> {
+        self.open_as(path, self.variant.get()).await
+    }
+
+    async fn create_zeroed(&self, path: &Path, bytes: u64) -> io::Result<DmaHandle> {
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o640);
+        let file = options.dma_open(path).await.map_err(system)?;
+        let filled = fill(&file, bytes).await;
+        file.close().await.map_err(system)?;
+        filled?;
+        self.open(path).await
+    }
+
+    async fn size(&self, file: &DmaHandle) -> io::Result<u64> {
+        file.file.file_size().await.map_err(system)
+    }
+
+    async fn read_at(&self, file: &DmaHandle, offset: u64, len: usize) -> io::Result<DmaRead> {
+        file.file
+            .read_at_aligned(offset, len)
+            .await
+            .map(DmaRead)
+            .map_err(system)
+    }
+
+    async fn write_durable_at(
+        &self,
+        file: &DmaHandle,
+        offset: u64,
+        buffer: &AlignedBuffer,
+    ) -> io::Result<()> {
+        let len = buffer.bytes().len();
+        let written = file
+            .file
+            .write_rc_at(buffer.share(), offset)
+            .await
+            .map_err(system)?;
+        if written != len {
+            return Err(io::Error::new(
+                io::ErrorKind::WriteZero,
+                format!("{written} of {len} bytes written"),
+            ));
+        }
+        match file.variant {
+            DurableVariant::Dsync => Ok(()),
+            DurableVariant::WriteThenFlush => file.file.fdatasync().await.map_err(system),
+        }
+    }
+
+    async fn flush(&self, file: &DmaHandle) -> io::Result<()> {
+        file.file.fdatasync().await.map_err(system)
+    }
+
+    async fn close(&self, file: DmaHandle) {
+        // A close reports nothing that a durable write has not; the descriptor is gone either way.
+        drop(file.file.close_rc().await);
+    }
+
+    async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        glommio::io::rename(from, to).await.map_err(system)
+    }
+
+    async fn remove(&self, path: &Path) -> io::Result<()> {
+        glommio::io::remove(path).await.map_err(system)
+    }
+
+    async fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
+        fs::read_dir(dir)?
+            .map(|entry| {
+                let entry = entry?;
+                let metadata = entry.metadata()?;
+                Ok(Entry {
+                    name: entry.file_name().to_string_lossy().into_owned(),
+                    bytes: metadata.len(),
+                    is_dir: metadata.is_dir(),
+                })
+            })
+            .collect()
+    }
+
+    async fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        let missing: Vec<PathBuf> = dir
+            .ancestors()
+            .take_while(|path| !path.is_dir())
+            .map(Path::to_path_buf)
+            .collect();
+        fs::create_dir_all(dir)?;
+        for made in missing {
+            if let Some(parent) = made.parent() {
+                let parent = if parent.as_os_str().is_empty() {
+                    Path::new(".")
+                } else {
+                    parent
+                };
+                fs::File::open(parent)?.sync_all()?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let directory = Directory::open(dir).await.map_err(system)?;
+        let synced = directory.sync().await.map_err(system);
+        directory.close().await.map_err(system)?;
+        synced
+    }
+
+    fn available(&self, dir: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(dir)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<fs::File>> {
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn sleep(&self, duration: Duration) {
+        glommio::timer::sleep(duration).await;
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn unique(&self) -> u64 {
+        use std::hash::{BuildHasher as _, RandomState};
+        // The standard hasher's keys come from the system's random source.
+        RandomState::new().hash_one((std::process::id(), Instant::now()))
+    }
+}
+
+/// Writes zeros over the first `bytes` bytes and flushes: afterwards no write changes an extent, which
+/// `fallocate` alone does not give (the first write into an unwritten extent commits metadata).
+async fn fill(file: &DmaFile, bytes: u64) -> io::Result<()> {
+    let mut buffer = AlignedBuffer::with_capacity(FILL_BYTES);
+    let mut offset = 0;
+    while offset < bytes {
+        let len = usize::try_from(bytes - offset)
+            .unwrap_or(FILL_BYTES)
+            .min(FILL_BYTES);
+        buffer.set_len(len);
+        let written = file
+            .write_rc_at(buffer.share(), offset)
+            .await
+            .map_err(system)?;
+        if written != len {
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                "no space left to fill the file",
+            ));
+        }
+        offset += len as u64;
+    }
+    file.fdatasync().await.map_err(system)
+}
+
+/// The system's error without glommio's wrapping, so that its code stays readable.
+fn system(error: GlommioError<()>) -> io::Error {
+    match error {
+        GlommioError::EnhancedIoError { source, .. } | GlommioError::IoError(source) => source,
+        other => other.into(),
+    }
+}

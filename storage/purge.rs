@@ -1,0 +1,110 @@
+//! Purge: giving back the space of snapshots and log that nothing needs any more.
+//!
+//! Invariants:
+//! - Only verified snapshots count as kept (the manifest lists no other).
+//! - The log keeps every record above the oldest kept snapshot.
+//! - The manifest says so durably before the first file goes.
+
+use ringkeeper_proto::Zxid;
+
+use crate::{
+    disk::Disk,
+    error::StorageError,
+    manifest::LogStart,
+    scan::Spares,
+    segment::SegmentMeta,
+    snapshot::snapshot_path,
+    store::{Store, remove, sync},
+    txn_log::needed_from,
+};
+
+/// What a purge did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// Snapshots removed.
+    pub snapshots: usize,
+    /// Log segments recycled or removed.
+    pub segments: usize,
+    /// The oldest snapshot kept; records up to its zxid may be gone from the log.
+    pub oldest: Option<Zxid>,
+}
+
+impl<D: Disk> Store<D> {
+    /// Keeps the `keep` newest verified snapshots (at least one) and the log from the oldest of them on.
+    /// Does nothing to the log while there is no snapshot.
+    pub async fn purge(&self, keep: usize) -> Result<Purged, StorageError> {
+        let inner = &*self.inner;
+        let mut manifest = inner.manifest.lock().await;
+        let mut kept = manifest.contents().snapshots.clone();
+        let excess = kept.len().saturating_sub(keep.max(1));
+        let gone: Vec<_> = kept.drain(..excess).collect();
+        let Some(oldest) = kept.first().map(|info| info.zxid) else {
+            return Ok(Purged::default());
+        };
+        let start = self.log_start_for(oldest);
+        let log_start = start.unwrap_or_else(|| manifest.contents().log_start);
+        if gone.is_empty() && log_start.segment == manifest.contents().log_start.segment {
+            return Ok(Purged {
+                oldest: Some(oldest),
+                ..Purged::default()
+            });
+        }
+        manifest
+            .update(|contents| {
+                contents.snapshots = kept;
+                contents.log_start = log_start;
+            })
+            .await?;
+        for info in &gone {
+            remove(&inner.disk, &snapshot_path(&inner.data, info.zxid)).await?;
+        }
+        if !gone.is_empty() {
+            sync(&inner.disk, &inner.data).await?;
+        }
+        let segments = self.recycle_before(log_start.segment).await?;
+        Ok(Purged {
+            snapshots: gone.len(),
+            segments,
+            oldest: Some(oldest),
+        })
+    }
+
+    /// Where the log may begin when a snapshot at `oldest` is the oldest.
+    fn log_start_for(&self, oldest: Zxid) -> Option<LogStart> {
+        let state = self.inner.log.state.borrow();
+        let meta = state.segments.get(needed_from(&state.segments, oldest)?)?;
+        Some(LogStart {
+            segment: meta.number,
+            before: meta.before?,
+        })
+    }
+
+    async fn recycle_before(&self, first: u64) -> Result<usize, StorageError> {
+        let log = &*self.inner.log;
+        let gone: Vec<SegmentMeta> = {
+            let mut state = log.state.borrow_mut();
+            let count = state
+                .segments
+                .iter()
+                .take_while(|meta| meta.number < first)
+                .count();
+            state.segments.drain(..count).collect()
+        };
+        if gone.is_empty() {
+            return Ok(0);
+        }
+        let mut spares = Spares::new(&log.disk, &log.dir, &log.options);
+        for meta in &gone {
+            // Those that wait already count; the log may take one at any moment, which only makes room.
+            let waiting = log.state.borrow().spares.len();
+            if waiting < log.options.spares_max {
+                spares.take(meta.number, meta.bytes).await?;
+                log.state.borrow_mut().spares.append(&mut spares.kept);
+            } else {
+                remove(&log.disk, &meta.path).await?;
+            }
+        }
+        sync(&log.disk, &log.dir).await?;
+        Ok(gone.len())
+    }
+}

@@ -1,0 +1,276 @@
+//! Finding out, at a start, where the log goes on.
+//!
+//! Invariants:
+//! - Nothing of the log is changed before it has been judged.
+//! - Segments behind the one in which the log goes on lose their name before the first write: what they
+//!   hold was cut, and must not be met again by a later start.
+
+use std::{collections::VecDeque, path::Path};
+
+use ringkeeper_proto::Zxid;
+
+use crate::{
+    batch::{BatchHeader, Parsed},
+    disk::{BLOCK_BYTES, Disk},
+    error::{OpenError, StorageError},
+    manifest::{Contents, Phase},
+    recovery::{Chain, Decision, Ending, Void, Walk},
+    segment::{FIRST_BATCH, Listing, Segment, SegmentHeader, SegmentMeta, log_path, spare_path},
+    store::{LogOptions, Tail, list, remove, sync},
+    txn_log::{Resume, needed_from},
+};
+
+/// The log as found.
+pub(crate) struct ScannedLog<D: Disk> {
+    pub(crate) resume: Resume<D>,
+    pub(crate) tail: Tail,
+    pub(crate) bytes_read: u64,
+}
+
+/// Reads the log from where a snapshot at `snapshot` needs it, and judges its end.
+pub(crate) async fn scan_log<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    options: &LogOptions,
+    contents: &Contents,
+    snapshot: Zxid,
+) -> Result<ScannedLog<D>, OpenError> {
+    let listing = Listing::of(&list(disk, dir).await?);
+    let run = contents.starts << 32;
+    let segments = read_segments(disk, dir, contents, &listing).await?;
+    if segments.is_empty() {
+        return match contents.phase {
+            Phase::Making => Ok(fresh(dir, options, contents, run)),
+            Phase::Made => Err(OpenError::Segment(log_path(
+                dir,
+                contents.log_start.segment,
+            ))),
+        };
+    }
+    let first = needed_from(&segments, snapshot).unwrap_or(0);
+    let before = segments
+        .get(first)
+        .and_then(|meta| meta.before)
+        .unwrap_or(contents.log_start.before);
+    let mut walk = Walk::new(
+        disk.clone(),
+        segments.iter().skip(first).cloned().collect(),
+        before,
+    );
+    let mut voids = Vec::new();
+    let mut bytes_read = 0;
+    let mut committed = before.committed;
+    while let Some(header) = walk.advance().await? {
+        voids.extend(Void::of(&header));
+        bytes_read += header.stored_bytes() as u64;
+        committed = committed.max(header.committed).min(header.last_zxid);
+    }
+    let ending = walk.ending().await?;
+    let tail = judge(&walk, &ending)?;
+    let chain = walk.chain();
+    walk.close().await;
+
+    let mut spares = Spares::new(disk, dir, options);
+    spares
+        .sort_out(&listing, contents.log_start.segment)
+        .await?;
+    let mut segments = segments;
+    for cut in segments.split_off(first + ending.index + 1) {
+        spares.take(cut.number, cut.bytes).await?;
+    }
+    sync(disk, dir).await?;
+    let resume = Resume {
+        chain,
+        committed,
+        run,
+        active: reopen(disk, dir, &segments).await?,
+        offset: ending.offset,
+        segments,
+        spares: spares.kept,
+        voids,
+        voids_known_from: before.sequence + 1,
+    };
+    Ok(ScannedLog {
+        resume,
+        tail,
+        bytes_read,
+    })
+}
+
+/// A log without any segment yet.
+fn fresh<D: Disk>(
+    dir: &Path,
+    options: &LogOptions,
+    contents: &Contents,
+    run: u64,
+) -> ScannedLog<D> {
+    let start = contents.log_start;
+    let active = Segment::new(dir, start.segment, run, options.segment_bytes);
+    let meta = SegmentMeta {
+        number: active.number,
+        incarnation: active.incarnation,
+        bytes: active.bytes,
+        path: active.path.clone(),
+        before: Some(start.before),
+    };
+    let resume = Resume {
+        chain: start.before,
+        committed: Zxid::ZERO,
+        run,
+        active,
+        offset: FIRST_BATCH,
+        segments: VecDeque::from([meta]),
+        spares: Vec::new(),
+        voids: Vec::new(),
+        voids_known_from: 0,
+    };
+    ScannedLog {
+        resume,
+        tail: Tail::Clean,
+        bytes_read: 0,
+    }
+}
+
+fn judge<D: Disk>(walk: &Walk<D>, ending: &Ending) -> Result<Tail, OpenError> {
+    match ending.decision {
+        Decision::Rot(kind) => Err(walk.damage(ending, kind).into()),
+        Decision::Torn => {
+            let after = walk.chain().last_zxid;
+            let file = walk
+                .segment(ending.index)
+                .map(|meta| meta.path.display().to_string());
+            tracing::warn!(file, offset = ending.offset, %after, "cut an unfinished write off the log");
+            Ok(Tail::Torn { after })
+        }
+        Decision::End | Decision::Keep => Ok(Tail::Clean),
+    }
+}
+
+/// The segments that count, oldest first, each with a whole first block.
+async fn read_segments<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    contents: &Contents,
+    listing: &Listing,
+) -> Result<VecDeque<SegmentMeta>, OpenError> {
+    let start = contents.log_start;
+    let mut found = VecDeque::new();
+    let logs = listing.logs.iter();
+    let counting = logs.filter(|(number, _)| *number >= start.segment);
+    for (expected, &(number, bytes)) in (start.segment..).zip(counting) {
+        if number != expected {
+            return Err(OpenError::Segment(log_path(dir, expected)));
+        }
+        let mut meta = read_segment(disk, dir, contents.store, number, bytes).await?;
+        if number == start.segment {
+            meta.before = Some(start.before);
+        }
+        found.push_back(meta);
+    }
+    Ok(found)
+}
+
+async fn read_segment<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    store: u64,
+    number: u64,
+    bytes: u64,
+) -> Result<SegmentMeta, OpenError> {
+    let path = log_path(dir, number);
+    let failed = |error| StorageError::io("read log segment", &path, Some(0), error);
+    let file = disk.open(&path).await.map_err(failed)?;
+    let read = disk
+        .read_at(&file, 0, 2 * BLOCK_BYTES)
+        .await
+        .map_err(failed);
+    disk.close(file).await;
+    let read = read?;
+    let header = SegmentHeader::read(&read)
+        .filter(|header| (header.number, header.store, header.bytes) == (number, store, bytes))
+        .ok_or_else(|| OpenError::Segment(path.clone()))?;
+    let before = match BatchHeader::read(read.get(BLOCK_BYTES..).unwrap_or_default()) {
+        Parsed::Header(batch) if batch.incarnation >= header.incarnation => {
+            Some(Chain::before(&batch))
+        }
+        _ => None,
+    };
+    Ok(SegmentMeta {
+        number,
+        incarnation: header.incarnation,
+        bytes,
+        path,
+        before,
+    })
+}
+
+/// The segment in which the log goes on: the last of `segments`.
+async fn reopen<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    segments: &VecDeque<SegmentMeta>,
+) -> Result<std::rc::Rc<Segment<D>>, StorageError> {
+    let meta = segments.back().expect("the walk has at least one segment");
+    let segment = Segment::new(dir, meta.number, meta.incarnation, meta.bytes);
+    let failed = |error| StorageError::io("open log segment", &meta.path, None, error);
+    let file = disk.open(&meta.path).await.map_err(failed)?;
+    // What was read may still be in the device's cache only; it counts from now on.
+    disk.flush(&file).await.map_err(failed)?;
+    *segment.file.borrow_mut() = Some(file);
+    Ok(segment)
+}
+
+/// Files that can become segments again.
+pub(crate) struct Spares<'a, D: Disk> {
+    disk: &'a D,
+    dir: &'a Path,
+    options: &'a LogOptions,
+    /// The numbers of those that are kept.
+    pub(crate) kept: Vec<u64>,
+}
+
+impl<'a, D: Disk> Spares<'a, D> {
+    pub(crate) fn new(disk: &'a D, dir: &'a Path, options: &'a LogOptions) -> Self {
+        Self {
+            disk,
+            dir,
+            options,
+            kept: Vec::new(),
+        }
+    }
+
+    /// Sorts out the spares that are there, and the segments before the log start.
+    async fn sort_out(&mut self, listing: &Listing, start: u64) -> Result<(), StorageError> {
+        for &(number, bytes) in &listing.spares {
+            if self.wanted(bytes) {
+                self.kept.push(number);
+            } else {
+                // Among others, one that a crash has left half filled.
+                remove(self.disk, &spare_path(self.dir, number)).await?;
+            }
+        }
+        for &(number, bytes) in listing.logs.iter().filter(|(number, _)| *number < start) {
+            self.take(number, bytes).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a segment a spare, or removes it when there are enough.
+    pub(crate) async fn take(&mut self, number: u64, bytes: u64) -> Result<(), StorageError> {
+        let path = log_path(self.dir, number);
+        if !self.wanted(bytes) {
+            return remove(self.disk, &path).await;
+        }
+        let spare = spare_path(self.dir, number);
+        self.disk
+            .rename(&path, &spare)
+            .await
+            .map_err(|error| StorageError::io("recycle log segment", path, None, error))?;
+        self.kept.push(number);
+        Ok(())
+    }
+
+    fn wanted(&self, bytes: u64) -> bool {
+        bytes == self.options.segment_bytes && self.kept.len() < self.options.spares_max
+    }
+}

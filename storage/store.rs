@@ -1,0 +1,493 @@
+//! Opening a data directory, and what is kept in it beside the log.
+//!
+//! ```text
+//! dataDir/ringkeeper/      lock  manifest-a  manifest-b  snapshot-ZXID ...
+//! dataLogDir/ringkeeper/   lock  log-NUMBER ...  spare-NUMBER ...
+//! ```
+//!
+//! Invariants:
+//! - One process at a time has the directories.
+//! - Apache's `version-2` beside ours is never written; a directory that is not ours is refused as it is.
+//! - The manifest comes first when a store is made, so that a crash while making it is told from loss.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use futures_util::lock::Mutex;
+use ringkeeper_proto::{Epoch, Zxid};
+
+use crate::{
+    batch::HEADER_BYTES,
+    disk::{BLOCK_BYTES, Disk, Entry, round_up},
+    error::{OpenError, StorageError},
+    manifest::{self, Contents, Manifest, Phase, Reading, SNAPSHOTS_MAX, SnapshotInfo},
+    record::FRAME_BYTES,
+    scan::scan_log,
+    segment::{FIRST_BATCH, Listing, log_path, spare_path},
+    snapshot::{self, snapshot_path},
+    txn_log::{Shared, TxnLog},
+};
+
+/// The folder of ours in `dataDir` and `dataLogDir`.
+pub const FOLDER: &str = "ringkeeper";
+const LOCK: &str = "lock";
+/// Apache ZooKeeper's folder.
+const APACHE: &str = "version-2";
+
+/// The configured directories.
+#[derive(Clone, Debug)]
+pub struct Dirs {
+    /// `dataDir`.
+    pub data: PathBuf,
+    /// `dataLogDir`; the same as `data` unless configured.
+    pub log: PathBuf,
+}
+
+impl Dirs {
+    /// Everything under one directory.
+    pub fn single(dir: impl Into<PathBuf>) -> Self {
+        let data = dir.into();
+        Self {
+            log: data.clone(),
+            data,
+        }
+    }
+
+    /// Where the manifest and the snapshots are.
+    pub fn data_folder(&self) -> PathBuf {
+        self.data.join(FOLDER)
+    }
+
+    /// Where the log is.
+    pub fn log_folder(&self) -> PathBuf {
+        self.log.join(FOLDER)
+    }
+}
+
+/// How the log is laid out. All sizes in bytes.
+#[derive(Clone, Debug)]
+pub struct LogOptions {
+    /// Size of a log segment, a multiple of 4096. Applies to segments made from now on.
+    pub segment_bytes: u64,
+    /// What a batch is filled to; a single larger record is still taken.
+    pub batch_bytes_max: usize,
+    /// The largest record.
+    pub record_bytes_max: usize,
+    /// Space that preparing a segment leaves free for snapshots and others.
+    pub free_bytes_min: u64,
+    /// Spare segments kept for reuse.
+    pub spares_max: usize,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+            batch_bytes_max: 1 << 20,
+            record_bytes_max: 4 << 20,
+            free_bytes_min: 64 << 20,
+            spares_max: 2,
+        }
+    }
+}
+
+impl LogOptions {
+    /// The most that one batch can take on disk.
+    fn stored_bytes_max(&self) -> u64 {
+        let record = HEADER_BYTES + FRAME_BYTES + self.record_bytes_max;
+        // A batch that has room for nothing more may still be given one record of the maximum.
+        round_up(self.batch_bytes_max + record) as u64
+    }
+
+    /// What stays free in the last segment for what is already admitted, when the disk is full.
+    pub(crate) fn admitted_reserve(&self) -> u64 {
+        2 * self.stored_bytes_max()
+    }
+
+    fn check(&self) -> Result<(), OpenError> {
+        let wrong = if !self.segment_bytes.is_multiple_of(BLOCK_BYTES as u64) {
+            "the segment size must be a multiple of 4096"
+        } else if self.batch_bytes_max < BLOCK_BYTES {
+            "the batch maximum must be at least 4096"
+        } else if self.segment_bytes > 1 << 40 || self.record_bytes_max > 1 << 30 {
+            "the segment size must be at most 1 TiB and the record maximum at most 1 GiB"
+        } else if self.segment_bytes < FIRST_BATCH + self.stored_bytes_max() {
+            "a segment must hold its first block, a full batch and a record of the maximum size"
+        } else {
+            return Ok(());
+        };
+        Err(OpenError::Options(wrong))
+    }
+}
+
+/// How the log ended when it was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tail {
+    /// Nothing was being written.
+    Clean,
+    /// A write was under way, or the last one is damaged, and what there was of it has been cut. It was
+    /// never attested; a member of an ensemble may have acknowledged it all the same.
+    Torn {
+        /// The last whole zxid.
+        after: Zxid,
+    },
+}
+
+/// What was found in the directories.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    /// Whether the store was made just now.
+    pub fresh: bool,
+    /// Verified snapshots whose files are there, newest first. To restore: load the first that can be
+    /// read, then [`TxnLog::replay`] from its zxid. When that zxid is above [`Recovered::last_zxid`] (the
+    /// log's tail was lost, the snapshot has it), call [`TxnLog::reset`] with it before the first write.
+    pub snapshots: Vec<SnapshotInfo>,
+    /// The last epoch that this server promised to follow.
+    pub accepted_epoch: Epoch,
+    /// The last epoch whose history this server has.
+    pub current_epoch: Epoch,
+    /// The last zxid known committed; what the log holds above it is for Zab to settle.
+    pub committed: Zxid,
+    /// The log's last zxid.
+    pub last_zxid: Zxid,
+    /// How the log ended.
+    pub tail: Tail,
+    /// The store's own random number.
+    pub store: u64,
+    /// Bytes of log that were read.
+    pub log_bytes_read: u64,
+}
+
+impl Recovered {
+    /// The newest snapshot.
+    pub fn snapshot(&self) -> Option<SnapshotInfo> {
+        self.snapshots.first().copied()
+    }
+}
+
+/// An open data directory: epochs, snapshots, purge. Cheap to clone.
+pub struct Store<D: Disk> {
+    pub(crate) inner: Rc<StoreInner<D>>,
+}
+
+pub(crate) struct StoreInner<D: Disk> {
+    pub(crate) disk: D,
+    pub(crate) data: PathBuf,
+    pub(crate) log: Rc<Shared<D>>,
+    pub(crate) manifest: Mutex<Manifest<D>>,
+    _locks: Vec<D::Lock>,
+}
+
+/// What [`Store::open`] returns.
+pub struct Opened<D: Disk> {
+    /// Epochs, snapshots, purge.
+    pub store: Store<D>,
+    /// The log, ready for writes. [`TxnLog::maintenance`] is to be run beside it.
+    pub log: TxnLog<D>,
+    /// What was found.
+    pub recovered: Recovered,
+}
+
+impl<D: Disk> Store<D> {
+    /// Opens the directories, or makes them, and recovers the log.
+    ///
+    /// Reads the log from the segment that the newest snapshot needs. Cuts a torn tail (and says so in the
+    /// server's log); refuses damage to acknowledged history. When this returns the recovered tail is
+    /// attested by a seal, so it can no longer be taken for torn.
+    pub async fn open(disk: D, dirs: &Dirs, options: LogOptions) -> Result<Opened<D>, OpenError> {
+        options.check()?;
+        let (data, log) = (dirs.data_folder(), dirs.log_folder());
+        refuse_apache(&disk, dirs).await?;
+        for dir in [&data, &log] {
+            let made = disk.create_dir_all(dir).await;
+            made.map_err(|error| StorageError::io("make directory", dir, None, error))?;
+        }
+        let locks = lock(&disk, &data, &log)?;
+        let (contents, fresh) = contents(&disk, &data, &log).await?;
+        let mut manifest = Manifest::open(disk.clone(), &data, contents).await?;
+        if fresh {
+            start_anew(&disk, &log).await?;
+        }
+        // The incarnations of this run are above those of all runs before, durably so before the first use.
+        manifest.update(|contents| contents.starts += 1).await?;
+        let snapshots = find_snapshots(&disk, &data, manifest.contents()).await?;
+        let newest = snapshots.first().map_or(Zxid::ZERO, |info| info.zxid);
+        let found = scan_log(&disk, &log, &options, manifest.contents(), newest).await?;
+        let tail = found.tail;
+        let recovered = Recovered {
+            fresh,
+            snapshots,
+            accepted_epoch: manifest.contents().accepted_epoch,
+            current_epoch: manifest.contents().current_epoch,
+            committed: found.resume.committed,
+            last_zxid: found.resume.chain.last_zxid,
+            tail,
+            store: manifest.contents().store,
+            log_bytes_read: found.bytes_read,
+        };
+        let store = manifest.contents().store;
+        let mut txn_log = TxnLog::resume(disk.clone(), log, options, store, found.resume);
+        txn_log.seal(recovered.committed).await?;
+        if fresh {
+            manifest
+                .update(|contents| contents.phase = Phase::Made)
+                .await?;
+        }
+        let inner = StoreInner {
+            disk,
+            data,
+            log: Rc::clone(txn_log.shared()),
+            manifest: Mutex::new(manifest),
+            _locks: locks,
+        };
+        Ok(Opened {
+            store: Self {
+                inner: Rc::new(inner),
+            },
+            log: txn_log,
+            recovered,
+        })
+    }
+
+    /// Saves the epochs durably. The caller keeps Zab's order: history first, then the epoch, then the ACK.
+    pub async fn save_epochs(&self, accepted: Epoch, current: Epoch) -> Result<(), StorageError> {
+        assert!(
+            current <= accepted,
+            "an epoch is accepted before it is current"
+        );
+        let mut manifest = self.inner.manifest.lock().await;
+        manifest
+            .update(|contents| {
+                contents.accepted_epoch = accepted;
+                contents.current_epoch = current;
+            })
+            .await
+    }
+
+    /// Lists a snapshot whose file is complete, flushed and verified (see
+    /// [`SnapshotWriter`](crate::SnapshotWriter)).
+    pub async fn register_snapshot(&self, info: SnapshotInfo) -> Result<(), StorageError> {
+        let mut manifest = self.inner.manifest.lock().await;
+        manifest
+            .update(|contents| {
+                contents.snapshots.retain(|other| other.zxid != info.zxid);
+                contents.snapshots.push(info);
+                contents.snapshots.sort_unstable_by_key(|info| info.zxid);
+                // Only when purge is off and nobody cleans up: the oldest go unlisted, their files stay.
+                let excess = contents.snapshots.len().saturating_sub(SNAPSHOTS_MAX);
+                contents.snapshots.drain(..excess);
+            })
+            .await
+    }
+
+    /// Takes snapshots above `zxid` off the list and removes their files (a TRUNC went below them).
+    pub async fn discard_snapshots_above(&self, zxid: Zxid) -> Result<(), StorageError> {
+        let inner = &self.inner;
+        let mut manifest = inner.manifest.lock().await;
+        let gone: Vec<SnapshotInfo> = manifest
+            .contents()
+            .snapshots
+            .iter()
+            .filter(|info| info.zxid > zxid)
+            .copied()
+            .collect();
+        manifest
+            .update(|contents| contents.snapshots.retain(|info| info.zxid <= zxid))
+            .await?;
+        for info in gone {
+            remove(&inner.disk, &snapshot_path(&inner.data, info.zxid)).await?;
+        }
+        sync(&inner.disk, &inner.data).await
+    }
+
+    /// The verified snapshots, newest first.
+    pub async fn snapshots(&self) -> Vec<SnapshotInfo> {
+        let manifest = self.inner.manifest.lock().await;
+        manifest
+            .contents()
+            .snapshots
+            .iter()
+            .rev()
+            .copied()
+            .collect()
+    }
+
+    /// Where snapshots are written.
+    pub fn snapshot_dir(&self) -> &Path {
+        &self.inner.data
+    }
+}
+
+impl<D: Disk> Clone for Store<D> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Rc::clone(&self.inner),
+        }
+    }
+}
+
+impl<D: Disk> fmt::Debug for Store<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("data", &self.inner.data)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<D: Disk> fmt::Debug for Opened<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opened")
+            .field("store", &self.store)
+            .field("log", &self.log)
+            .field("recovered", &self.recovered)
+            .finish()
+    }
+}
+
+/// Refuses Apache's data where nothing of ours is beside it.
+async fn refuse_apache<D: Disk>(disk: &D, dirs: &Dirs) -> Result<(), OpenError> {
+    for (dir, other) in [(&dirs.data, &dirs.data), (&dirs.log, &dirs.data)] {
+        let entries = list_if_any(disk, dir).await?;
+        let apache = entries
+            .iter()
+            .any(|entry| entry.is_dir && entry.name == APACHE);
+        if apache {
+            let ours = list_if_any(disk, &other.join(FOLDER)).await?;
+            if !ours
+                .iter()
+                .any(|entry| manifest::NAMES.contains(&entry.name.as_str()))
+            {
+                return Err(OpenError::ApacheData(dir.clone()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn lock<D: Disk>(disk: &D, data: &Path, log: &Path) -> Result<Vec<D::Lock>, OpenError> {
+    let mut dirs = vec![data];
+    if log != data {
+        dirs.push(log);
+    }
+    dirs.into_iter()
+        .map(|dir| {
+            let path = dir.join(LOCK);
+            match disk.lock(&path) {
+                Ok(Some(lock)) => Ok(lock),
+                Ok(None) => Err(OpenError::Locked(dir.to_path_buf())),
+                Err(error) => Err(StorageError::io("lock", path, None, error).into()),
+            }
+        })
+        .collect()
+}
+
+/// The manifest's contents, or those of a new store where there is nothing yet.
+async fn contents<D: Disk>(
+    disk: &D,
+    data: &Path,
+    log: &Path,
+) -> Result<(Contents, bool), OpenError> {
+    let reading = manifest::read(disk, data).await?;
+    if let Reading::Present(contents) = reading {
+        let fresh = contents.phase == Phase::Making;
+        return Ok((contents, fresh));
+    }
+    // A manifest torn while it was first written has nothing beside it yet.
+    for dir in [data, log] {
+        let stranger = list(disk, dir)
+            .await?
+            .into_iter()
+            .find(|entry| !is_harmless(&entry.name));
+        if let Some(stranger) = stranger {
+            let found = dir.join(&stranger.name);
+            return Err(match reading {
+                Reading::Unreadable => OpenError::ManifestUnreadable(data.to_path_buf()),
+                _ => OpenError::Foreign {
+                    dir: dir.to_path_buf(),
+                    found,
+                },
+            });
+        }
+    }
+    Ok((Contents::new(disk.unique()), true))
+}
+
+/// Whether a file may lie in a directory that has no manifest yet.
+fn is_harmless(name: &str) -> bool {
+    name == LOCK || name.starts_with('.') || manifest::NAMES.contains(&name)
+}
+
+/// Removes what an earlier, interrupted making of the store has left.
+async fn start_anew<D: Disk>(disk: &D, log: &Path) -> Result<(), StorageError> {
+    let listing = Listing::of(&list(disk, log).await?);
+    for (number, _) in listing.logs {
+        remove(disk, &log_path(log, number)).await?;
+    }
+    for (number, _) in listing.spares {
+        remove(disk, &spare_path(log, number)).await?;
+    }
+    sync(disk, log).await
+}
+
+/// The listed snapshots whose files are there, newest first; removes files that are not listed.
+async fn find_snapshots<D: Disk>(
+    disk: &D,
+    data: &Path,
+    contents: &Contents,
+) -> Result<Vec<SnapshotInfo>, StorageError> {
+    let entries = list(disk, data).await?;
+    let listed: Vec<String> = contents
+        .snapshots
+        .iter()
+        .map(|info| snapshot::file_name(info.zxid))
+        .collect();
+    for entry in &entries {
+        if snapshot::is_snapshot(&entry.name) && !listed.contains(&entry.name) {
+            tracing::info!(
+                file = entry.name,
+                "removing a snapshot that was never finished"
+            );
+            remove(disk, &data.join(&entry.name)).await?;
+        }
+    }
+    let found = contents.snapshots.iter().rev().filter(|info| {
+        let name = snapshot::file_name(info.zxid);
+        let there = entries
+            .iter()
+            .any(|entry| entry.name == name && entry.bytes == info.bytes);
+        if !there {
+            tracing::error!(file = name, "a snapshot is missing or has the wrong length");
+        }
+        there
+    });
+    Ok(found.copied().collect())
+}
+
+pub(crate) async fn list<D: Disk>(disk: &D, dir: &Path) -> Result<Vec<Entry>, StorageError> {
+    disk.list(dir)
+        .await
+        .map_err(|error| StorageError::io("list directory", dir, None, error))
+}
+
+/// The entries, or none when there is no such directory.
+async fn list_if_any<D: Disk>(disk: &D, dir: &Path) -> Result<Vec<Entry>, StorageError> {
+    match disk.list(dir).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        other => other.map_err(|error| StorageError::io("list directory", dir, None, error)),
+    }
+}
+
+pub(crate) async fn remove<D: Disk>(disk: &D, path: &Path) -> Result<(), StorageError> {
+    disk.remove(path)
+        .await
+        .map_err(|error| StorageError::io("remove", path, None, error))
+}
+
+pub(crate) async fn sync<D: Disk>(disk: &D, dir: &Path) -> Result<(), StorageError> {
+    disk.sync_dir(dir)
+        .await
+        .map_err(|error| StorageError::io("flush directory", dir, None, error))
+}

@@ -1,0 +1,220 @@
+//! The log on real files.
+
+mod support;
+
+use ringkeeper_proto::{Epoch, Zxid};
+use ringkeeper_storage::{Dirs, DmaDisk, OpenError, StorageError, Store, Tail};
+
+use support::{on_executor, open, payload, read, small, temp_dir, write};
+
+#[test]
+fn write_reopen_read() {
+    let dir = temp_dir();
+    let path = dir.path().to_path_buf();
+    on_executor(move || async move {
+        let mut opened = open(&path, small()).await.expect("make a store");
+        assert!(opened.recovered.fresh);
+        assert_eq!(write(&mut opened.log, 1..=3, 100).await, Zxid(3));
+        assert_eq!(write(&mut opened.log, 4..=4, 5000).await, Zxid(4));
+        opened
+            .store
+            .save_epochs(Epoch(7), Epoch(6))
+            .await
+            .expect("save epochs");
+        drop(opened);
+
+        let opened = open(&path, small()).await.expect("open the store");
+        let recovered = &opened.recovered;
+        assert_eq!((recovered.fresh, recovered.last_zxid), (false, Zxid(4)));
+        assert_eq!(
+            (recovered.accepted_epoch, recovered.current_epoch),
+            (Epoch(7), Epoch(6))
+        );
+        assert_eq!(
+            (recovered.tail, recovered.committed),
+            (Tail::Clean, Zxid(3))
+        );
+        let expect: Vec<_> = [(1, 100), (2, 100), (3, 100), (4, 5000)]
+            .map(|(zxid, len)| (zxid, payload(zxid, len)))
+            .to_vec();
+        assert_eq!(read(&opened.log, 0).await, expect);
+        assert_eq!(read(&opened.log, 2).await, expect[2..]);
+    });
+}
+
+#[test]
+fn many_in_flight_finish_in_order_over_many_segments() {
+    let dir = temp_dir();
+    let path = dir.path().to_path_buf();
+    on_executor(move || async move {
+        let mut opened = open(&path, small()).await.expect("make a store");
+        glommio::spawn_local(opened.log.maintenance()).detach();
+        let mut zxid = 0;
+        for _ in 0..40 {
+            let mut tasks = Vec::new();
+            for _ in 0..4 {
+                let mut batch = opened.log.new_batch();
+                while batch.has_room(900) {
+                    zxid += 1;
+                    let bytes = payload(zxid, 900);
+                    batch
+                        .append(Zxid(zxid), 900, |slot| slot.copy_from_slice(&bytes))
+                        .expect("append");
+                }
+                let last = batch.last_zxid();
+                let written = opened.log.write(batch, Zxid::ZERO);
+                tasks.push((last, glommio::spawn_local(written)));
+            }
+            for (last, task) in tasks {
+                assert!(task.await.expect("write") >= last);
+            }
+        }
+        let stats = opened.log.stats();
+        assert!(stats.rolls > 15, "{} rolls", stats.rolls);
+        let amplification = stats.write_amplification().expect("records were written");
+        assert!(
+            amplification < 1.1,
+            "{amplification} bytes written per payload byte"
+        );
+        assert_eq!(read(&opened.log, 0).await.len() as u64, zxid);
+        drop(opened);
+
+        let mut opened = open(&path, small()).await.expect("open the store");
+        let records = read(&opened.log, 0).await;
+        assert_eq!(records.len() as u64, zxid);
+        assert!(
+            records
+                .iter()
+                .zip(1..)
+                .all(|((found, bytes), zxid)| { *found == zxid && *bytes == payload(zxid, 900) })
+        );
+        write(&mut opened.log, zxid + 1..=zxid + 1, 10).await;
+        assert_eq!(read(&opened.log, zxid).await.len(), 1);
+    });
+}
+
+#[test]
+fn truncation_and_reset_survive_a_restart() {
+    let dir = temp_dir();
+    let path = dir.path().to_path_buf();
+    on_executor(move || async move {
+        let mut opened = open(&path, small()).await.expect("make a store");
+        write(&mut opened.log, 1..=9, 10).await;
+        assert_eq!(
+            opened.log.truncate(Zxid(4)).await.expect("truncate"),
+            Zxid(4)
+        );
+        write(&mut opened.log, 5..=6, 20).await;
+        let zxids = |records: Vec<(u64, Vec<u8>)>| records.iter().map(|r| r.0).collect::<Vec<_>>();
+        assert_eq!(zxids(read(&opened.log, 0).await), [1, 2, 3, 4, 5, 6]);
+        drop(opened);
+
+        let mut opened = open(&path, small()).await.expect("open the store");
+        assert_eq!(zxids(read(&opened.log, 0).await), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(
+            read(&opened.log, 4).await,
+            [(5, payload(5, 20)), (6, payload(6, 20))]
+        );
+        opened.log.reset(Zxid(100)).await.expect("reset");
+        write(&mut opened.log, 101..=102, 20).await;
+        drop(opened);
+
+        let opened = open(&path, small()).await.expect("open the store");
+        assert_eq!(zxids(read(&opened.log, 0).await), [101, 102]);
+        assert_eq!(opened.recovered.last_zxid, Zxid(102));
+    });
+}
+
+#[test]
+fn refuses_what_is_not_ours_and_a_second_process() {
+    let dir = temp_dir();
+    let path = dir.path().to_path_buf();
+    on_executor(move || async move {
+        std::fs::create_dir(path.join("version-2")).expect("make Apache's directory");
+        assert!(matches!(
+            open(&path, small()).await,
+            Err(OpenError::ApacheData(_))
+        ));
+        std::fs::remove_dir(path.join("version-2")).expect("remove it");
+
+        std::fs::create_dir(path.join("ringkeeper")).expect("make our directory");
+        std::fs::write(path.join("ringkeeper/letter.txt"), "not ours").expect("write a file");
+        assert!(matches!(
+            open(&path, small()).await,
+            Err(OpenError::Foreign { .. })
+        ));
+        std::fs::remove_file(path.join("ringkeeper/letter.txt")).expect("remove it");
+
+        let held = open(&path, small()).await.expect("make a store");
+        assert!(matches!(
+            open(&path, small()).await,
+            Err(OpenError::Locked(_))
+        ));
+        drop(held);
+        open(&path, small()).await.expect("open the store again");
+
+        for copy in ["manifest-a", "manifest-b"] {
+            std::fs::write(path.join("ringkeeper").join(copy), [7; 4096]).expect("damage a copy");
+        }
+        assert!(matches!(
+            open(&path, small()).await,
+            Err(OpenError::ManifestUnreadable(_))
+        ));
+    });
+}
+
+#[test]
+fn a_dropped_write_latches() {
+    let dir = temp_dir();
+    let path = dir.path().to_path_buf();
+    on_executor(move || async move {
+        let mut opened = open(&path, small()).await.expect("make a store");
+        let mut batch = opened.log.new_batch();
+        batch
+            .append(Zxid(1), 1, |slot| slot.fill(1))
+            .expect("append");
+        drop(opened.log.write(batch, Zxid::ZERO));
+        assert!(matches!(opened.log.admits(), Err(StorageError::Abandoned)));
+        let mut batch = opened.log.new_batch();
+        batch
+            .append(Zxid(2), 1, |slot| slot.fill(1))
+            .expect("append");
+        let refused = opened.log.write(batch, Zxid::ZERO).await;
+        assert!(matches!(refused, Err(StorageError::Abandoned)));
+    });
+}
+
+#[test]
+fn log_in_a_directory_of_its_own() {
+    let (data, log) = (temp_dir(), temp_dir());
+    let dirs = Dirs {
+        data: data.path().to_path_buf(),
+        log: log.path().to_path_buf(),
+    };
+    on_executor(move || async move {
+        for run in 1..=3_u64 {
+            let disk = DmaDisk::start(&dirs.data).await.expect("start the disk");
+            let mut opened = Store::open(disk, &dirs, small())
+                .await
+                .expect("open the store");
+            assert_eq!(read(&opened.log, 0).await.len() as u64, run - 1);
+            write(&mut opened.log, run..=run, 10).await;
+        }
+        let names = |dir: &std::path::Path| {
+            let mut names: Vec<_> = std::fs::read_dir(dir.join("ringkeeper"))
+                .expect("list")
+                .map(|entry| {
+                    entry
+                        .expect("entry")
+                        .file_name()
+                        .into_string()
+                        .expect("UTF-8")
+                })
+                .collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(&dirs.data), ["lock", "manifest-a", "manifest-b"]);
+        assert_eq!(names(&dirs.log), ["lock", "log-0000000000000001"]);
+    });
+}

@@ -1,0 +1,830 @@
+//! The transaction log: preallocated segments of batches, each one durable write.
+//!
+//! Invariants:
+//! - `durable_sequence < next_sequence`, and both only grow; batches become durable in order, whatever order
+//!   the disk answers in.
+//! - A record is acknowledged only when its batch's sequence is at most `durable_sequence`.
+//! - No two batches share a block, and no write touches a block that holds a batch of the present chain.
+//! - After the first failed write nothing succeeds any more.
+//! - The hot path grows no file: the next segment is made ready by [`TxnLog::maintenance`], and where that
+//!   is late a write waits.
+//!
+//! Knows nothing of Zab: it keeps what it is given, in the order given.
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    future::{Future, poll_fn},
+    mem,
+    path::{Path, PathBuf},
+    rc::Rc,
+    task::{Poll, Waker},
+    time::Duration,
+};
+
+use ringkeeper_proto::Zxid;
+
+use crate::{
+    batch::{Batch, BatchHeader, BatchKind, BatchLimits, Content, SealedBatch},
+    disk::{BLOCK_BYTES, Disk, round_up},
+    error::{StorageError, is_no_space},
+    reader::LogReader,
+    recovery::{Chain, Void},
+    segment::{FIRST_BATCH, Preparing, Segment, SegmentHeader, SegmentMeta, spare_path},
+    stats::LogStats,
+    store::LogOptions,
+};
+
+/// Batch memory kept for reuse; more in flight than this allocates.
+const POOL_MAX: usize = 16;
+/// How long to wait before looking for space again.
+const SPACE_RETRY: Duration = Duration::from_secs(1);
+
+/// The log of one server.
+///
+/// Owned by one task, which appends; the futures that it returns may run in others.
+pub struct TxnLog<D: Disk> {
+    shared: Rc<Shared<D>>,
+}
+
+/// What the log, its writes in flight, its readers and its maintenance share.
+pub(crate) struct Shared<D: Disk> {
+    pub(crate) disk: D,
+    pub(crate) dir: PathBuf,
+    pub(crate) options: LogOptions,
+    /// The store's number, in every segment.
+    pub(crate) store: u64,
+    pub(crate) state: RefCell<State<D>>,
+    pool: RefCell<Vec<Rc<Content<D::Buffer>>>>,
+    stats: RefCell<LogStats>,
+}
+
+/// The log's moving parts.
+pub(crate) struct State<D: Disk> {
+    latched: Option<StorageError>,
+    closed: bool,
+    /// Sequence of the next batch.
+    next_sequence: u64,
+    /// Checksum of the last batch handed over.
+    previous: u32,
+    /// The lowest incarnation that this run may use.
+    run: u64,
+    /// The incarnation of the next prepared segment.
+    next_incarnation: u64,
+    /// The log's last zxid, durable or not.
+    last_zxid: Zxid,
+    /// The highest zxid that the caller said is committed.
+    committed: Zxid,
+    /// Every batch up to this is durable.
+    pub(crate) durable_sequence: u64,
+    durable_through: Zxid,
+    /// Whether the last batch attests all before it.
+    sealed: bool,
+    /// Batches handed over and not yet durable in order; the front is `durable_sequence + 1`.
+    in_flight: VecDeque<InFlight>,
+    active: Rc<Segment<D>>,
+    offset: u64,
+    next: Option<Rc<Segment<D>>>,
+    /// Segments with batches, oldest first; the last is `active`.
+    pub(crate) segments: VecDeque<SegmentMeta>,
+    /// Spare files' numbers.
+    pub(crate) spares: Vec<u64>,
+    /// Truncations and resets, in order of their sequence.
+    pub(crate) voids: Vec<Void>,
+    /// Voids of lower sequences are not in `voids`: recovery did not read that far back.
+    pub(crate) voids_known_from: u64,
+    /// Set while no segment can be prepared for want of space.
+    no_space: Option<StorageError>,
+    maintenance: Option<Waker>,
+}
+
+/// A batch handed over.
+struct InFlight {
+    last_zxid: Zxid,
+    written: bool,
+    wakers: Vec<Waker>,
+}
+
+/// Where a log goes on after recovery.
+pub(crate) struct Resume<D: Disk> {
+    pub(crate) chain: Chain,
+    pub(crate) committed: Zxid,
+    pub(crate) run: u64,
+    pub(crate) active: Rc<Segment<D>>,
+    pub(crate) offset: u64,
+    pub(crate) segments: VecDeque<SegmentMeta>,
+    pub(crate) spares: Vec<u64>,
+    pub(crate) voids: Vec<Void>,
+    pub(crate) voids_known_from: u64,
+}
+
+impl<D: Disk> TxnLog<D> {
+    pub(crate) fn resume(
+        disk: D,
+        dir: PathBuf,
+        options: LogOptions,
+        store: u64,
+        resume: Resume<D>,
+    ) -> Self {
+        let state = State {
+            latched: None,
+            closed: false,
+            next_sequence: resume.chain.sequence + 1,
+            previous: resume.chain.checksum,
+            run: resume.run,
+            next_incarnation: resume.run + 1,
+            last_zxid: resume.chain.last_zxid,
+            committed: resume.committed,
+            durable_sequence: resume.chain.sequence,
+            durable_through: resume.chain.last_zxid,
+            sealed: false,
+            in_flight: VecDeque::with_capacity(POOL_MAX),
+            active: resume.active,
+            offset: resume.offset,
+            next: None,
+            segments: resume.segments,
+            spares: resume.spares,
+            voids: resume.voids,
+            voids_known_from: resume.voids_known_from,
+            no_space: None,
+            maintenance: None,
+        };
+        let shared = Shared {
+            disk,
+            dir,
+            options,
+            store,
+            state: RefCell::new(state),
+            pool: RefCell::default(),
+            stats: RefCell::default(),
+        };
+        Self {
+            shared: Rc::new(shared),
+        }
+    }
+
+    /// An empty batch, in memory that an earlier one has left where there is some.
+    pub fn new_batch(&mut self) -> Batch<D::Buffer> {
+        self.shared.new_batch()
+    }
+
+    /// Writes `batch` durably; resolves to the zxid through which the log is durable then.
+    ///
+    /// `committed` is the last zxid known committed; it is stored for recovery. The batch has its place in
+    /// the log when this returns, so calls define the order. Several writes may be in flight; their futures
+    /// resolve in that order. The future must be run to its end by a task that nobody cancels: dropped
+    /// early it latches the log with [`StorageError::Abandoned`], since nobody knows then what was written.
+    /// After the first failure every call resolves to that failure. An empty batch writes nothing and
+    /// resolves when everything before it is durable.
+    ///
+    /// A batch whose first zxid does not come after the log's last is refused with
+    /// [`StorageError::OutOfOrder`] and leaves the log as it was.
+    pub fn write(
+        &mut self,
+        batch: Batch<D::Buffer>,
+        committed: Zxid,
+    ) -> impl Future<Output = Result<Zxid, StorageError>> + 'static + use<D> {
+        let (_, written) = self.write_shared(batch, committed);
+        written
+    }
+
+    /// As [`TxnLog::write`], and also returns the batch's bytes, to be sent on from the same memory.
+    pub fn write_shared(
+        &mut self,
+        batch: Batch<D::Buffer>,
+        committed: Zxid,
+    ) -> (
+        SealedBatch<D::Buffer>,
+        impl Future<Output = Result<Zxid, StorageError>> + 'static + use<D>,
+    ) {
+        let last = batch.last_zxid();
+        let (sealed, job) = if batch.is_empty() {
+            (batch.into_sealed(), Ok(Job::wait_for_all(&self.shared)))
+        } else {
+            self.shared
+                .hand_over(batch, BatchKind::Records, last, committed)
+        };
+        (sealed, async move { job?.run().await })
+    }
+
+    /// Writes a seal: nothing but the attestation that all before it is durable. Without it, damage to the
+    /// last batch of an idle log could not be told from a torn write. See [`TxnLog::needs_seal`].
+    pub fn seal(
+        &mut self,
+        committed: Zxid,
+    ) -> impl Future<Output = Result<Zxid, StorageError>> + 'static + use<D> {
+        let last = self.last_zxid();
+        self.mark(BatchKind::Seal, last, committed)
+    }
+
+    /// Makes all records above `after` void, by appending a truncation; history is never overwritten.
+    /// The log's last zxid is `after` when this returns, and durably so when the future resolves.
+    pub fn truncate(
+        &mut self,
+        after: Zxid,
+    ) -> impl Future<Output = Result<Zxid, StorageError>> + 'static + use<D> {
+        let after = after.min(self.last_zxid());
+        let committed = self.shared.state.borrow().committed;
+        self.mark(BatchKind::Truncation, after, committed)
+    }
+
+    /// Makes all records void and lets history go on after `zxid`, which a snapshot holds.
+    pub fn reset(
+        &mut self,
+        zxid: Zxid,
+    ) -> impl Future<Output = Result<Zxid, StorageError>> + 'static + use<D> {
+        self.mark(BatchKind::Reset, zxid, zxid)
+    }
+
+    fn mark(
+        &self,
+        kind: BatchKind,
+        last: Zxid,
+        committed: Zxid,
+    ) -> impl Future<Output = Result<Zxid, StorageError>> + 'static + use<D> {
+        let batch = self.shared.new_batch();
+        let (_, job) = self.shared.hand_over(batch, kind, last, committed);
+        async move { job?.run().await }
+    }
+
+    /// Keeps the next segment ready. To be run in the background as long as the log is open; it ends when
+    /// the log is dropped or fails.
+    pub fn maintenance(&self) -> impl Future<Output = ()> + 'static + use<D> {
+        let shared = Rc::clone(&self.shared);
+        async move { shared.maintain().await }
+    }
+
+    /// The records above `after`, oldest first, as they are durable now. Voided records are left out.
+    ///
+    /// Fails with [`StorageError::Purged`] when the log starts later.
+    pub fn read_from(&self, after: Zxid) -> Result<LogReader<D>, StorageError> {
+        LogReader::new(&self.shared, after)
+    }
+
+    /// Hands every durable record above `after` to `each`, oldest first; memory stays bounded by the
+    /// largest batch. Returns how many there were. An error of `each` ends it as
+    /// [`StorageError::Refused`].
+    pub async fn replay<E: std::fmt::Display>(
+        &self,
+        after: Zxid,
+        mut each: impl FnMut(Zxid, &[u8]) -> Result<(), E>,
+    ) -> Result<u64, StorageError> {
+        let mut reader = self.read_from(after)?;
+        let mut count = 0;
+        while let Some(batch) = reader.next_batch().await? {
+            for (zxid, payload) in batch {
+                each(zxid, payload).map_err(|error| StorageError::Refused {
+                    zxid,
+                    reason: error.to_string(),
+                })?;
+                count += 1;
+            }
+        }
+        reader.close().await;
+        Ok(count)
+    }
+
+    /// Whether new records may be admitted now: the latched failure, or [`StorageError::DiskFull`] while
+    /// there is no space for the next segment and the rest of this one is kept for what was already
+    /// admitted. The latter goes away by itself when space returns.
+    pub fn admits(&self) -> Result<(), StorageError> {
+        self.shared.admits()
+    }
+
+    /// Whether nothing is in flight and the last batch is not attested yet: the moment for a seal.
+    pub fn needs_seal(&self) -> bool {
+        let state = self.shared.state.borrow();
+        !state.sealed && state.in_flight.is_empty() && state.latched.is_none()
+    }
+
+    /// How many batches are handed over and not yet durable.
+    pub fn in_flight(&self) -> usize {
+        self.shared.state.borrow().in_flight.len()
+    }
+
+    /// The log's last zxid, durable or not.
+    pub fn last_zxid(&self) -> Zxid {
+        self.shared.state.borrow().last_zxid
+    }
+
+    /// The zxid through which the log is durable.
+    pub fn durable_through(&self) -> Zxid {
+        self.shared.state.borrow().durable_through
+    }
+
+    /// Bytes of log that recovery would read to get from `after` to the end; an upper bound, by segments.
+    pub fn bytes_after(&self, after: Zxid) -> u64 {
+        let state = self.shared.state.borrow();
+        let first = needed_from(&state.segments, after).unwrap_or(0);
+        let full = state.segments.len().saturating_sub(first + 1);
+        let before: u64 = state
+            .segments
+            .iter()
+            .skip(first)
+            .take(full)
+            .map(|s| s.bytes)
+            .sum();
+        before + state.offset
+    }
+
+    /// A copy of the counters and histograms.
+    pub fn stats(&self) -> LogStats {
+        self.shared.stats.borrow().clone()
+    }
+
+    /// Looks at the counters and histograms in place.
+    pub fn with_stats<T>(&self, look: impl FnOnce(&LogStats) -> T) -> T {
+        look(&self.shared.stats.borrow())
+    }
+
+    pub(crate) fn shared(&self) -> &Rc<Shared<D>> {
+        &self.shared
+    }
+}
+
+impl<D: Disk> Drop for TxnLog<D> {
+    fn drop(&mut self) {
+        let mut state = self.shared.state.borrow_mut();
+        state.closed = true;
+        if let Some(waker) = state.maintenance.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// The index of the oldest segment that holds a record above `after`, or `None` when the log starts later.
+pub(crate) fn needed_from(segments: &VecDeque<SegmentMeta>, after: Zxid) -> Option<usize> {
+    segments.iter().rposition(|segment| {
+        segment
+            .before
+            .is_some_and(|before| before.last_zxid <= after)
+    })
+}
+
+impl<D: Disk> Shared<D> {
+    fn limits(&self) -> BatchLimits {
+        BatchLimits {
+            batch_bytes_max: self.options.batch_bytes_max,
+            record_bytes_max: self.options.record_bytes_max,
+        }
+    }
+
+    fn new_batch(&self) -> Batch<D::Buffer> {
+        let mut pool = self.pool.borrow_mut();
+        // A batch that is still being sent to learners has other owners; leave it for later.
+        let free = pool
+            .iter_mut()
+            .position(|content| Rc::get_mut(content).is_some());
+        let mut content = free.map_or_else(
+            || Rc::new(Content::new(self.options.batch_bytes_max)),
+            |index| pool.swap_remove(index),
+        );
+        if let Some(content) = Rc::get_mut(&mut content) {
+            content.clear();
+        }
+        Batch::new(content, self.limits())
+    }
+
+    fn recycle(&self, batch: SealedBatch<D::Buffer>) {
+        let mut pool = self.pool.borrow_mut();
+        let normal = batch.content().capacity() <= round_up(self.options.batch_bytes_max);
+        if pool.len() < POOL_MAX && normal {
+            pool.push(batch.into_content());
+        }
+    }
+
+    /// Gives `batch` its place and its header. Everything but the disk's part is done here, so the order of
+    /// calls is the order of the log.
+    fn hand_over(
+        self: &Rc<Self>,
+        mut batch: Batch<D::Buffer>,
+        kind: BatchKind,
+        last: Zxid,
+        committed: Zxid,
+    ) -> (SealedBatch<D::Buffer>, Result<Job<D>, StorageError>) {
+        let mut state = self.state.borrow_mut();
+        let refused = state.latched.clone().or_else(|| {
+            let first = batch.first_zxid();
+            let stale = kind == BatchKind::Records && first <= state.last_zxid;
+            stale.then_some(StorageError::OutOfOrder {
+                zxid: first,
+                last: state.last_zxid,
+            })
+        });
+        if let Some(error) = refused {
+            return (batch.into_sealed(), Err(error));
+        }
+        let stored = batch.content().stored_bytes();
+        let (segment, offset) = self.place(&mut state, stored);
+        state.committed = state.committed.max(committed);
+        let sequence = state.next_sequence;
+        let header = batch.content_mut().finish(BatchHeader {
+            checksum: 0,
+            body_checksum: 0,
+            previous: state.previous,
+            kind,
+            count: 0,
+            incarnation: state.run.max(segment.incarnation),
+            sequence,
+            durable_sequence: state.durable_sequence,
+            first_zxid: last,
+            last_zxid: last,
+            durable_through: state.durable_through,
+            committed: state.committed.min(last),
+            body_bytes: 0,
+            block: u32::try_from(offset / BLOCK_BYTES as u64).expect("segments are bounded"),
+        });
+        state.next_sequence += 1;
+        state.previous = header.checksum;
+        state.last_zxid = last;
+        state.sealed = kind == BatchKind::Seal && header.durable_sequence + 1 == sequence;
+        state.voids.extend(Void::of(&header));
+        state.in_flight.push_back(InFlight {
+            last_zxid: last,
+            written: false,
+            wakers: Vec::new(),
+        });
+        let sealed = batch.into_sealed();
+        let write = Write {
+            batch: sealed.clone(),
+            segment,
+            offset,
+        };
+        let job = Job {
+            shared: Rc::clone(self),
+            sequence,
+            write: Some(write),
+            finished: false,
+        };
+        (sealed, Ok(job))
+    }
+
+    /// The place of a batch of `stored` bytes, in the next segment when it does not fit this one.
+    fn place(&self, state: &mut State<D>, stored: usize) -> (Rc<Segment<D>>, u64) {
+        let stored = stored as u64;
+        if state.offset + stored > state.active.bytes {
+            let prepared = state.next.take();
+            let mut stats = self.stats.borrow_mut();
+            stats.rolls += 1;
+            if prepared
+                .as_ref()
+                .is_none_or(|segment| segment.ready().is_none())
+            {
+                stats.rolls_unprepared += 1;
+            }
+            let next = prepared
+                .unwrap_or_else(|| state.new_segment(&self.dir, self.options.segment_bytes));
+            state.segments.push_back(SegmentMeta {
+                number: next.number,
+                incarnation: next.incarnation,
+                bytes: next.bytes,
+                path: next.path.clone(),
+                before: Some(state.chain()),
+            });
+            state.active = next;
+            state.offset = FIRST_BATCH;
+            if let Some(waker) = state.maintenance.take() {
+                waker.wake();
+            }
+        }
+        let offset = state.offset;
+        state.offset += stored;
+        (Rc::clone(&state.active), offset)
+    }
+
+    fn admits(&self) -> Result<(), StorageError> {
+        let state = self.state.borrow();
+        if let Some(error) = &state.latched {
+            return Err(error.clone());
+        }
+        let left = state.active.bytes.saturating_sub(state.offset);
+        match &state.no_space {
+            Some(error) if left < self.options.admitted_reserve() => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The latched failure, if any.
+    fn failure(&self) -> Option<StorageError> {
+        self.state.borrow().latched.clone()
+    }
+
+    /// Makes `error` the answer to everything from now on, unless an earlier one already is.
+    fn latch(&self, error: StorageError) -> StorageError {
+        let mut state = self.state.borrow_mut();
+        let first = state.latched.get_or_insert(error).clone();
+        for waiting in &mut state.in_flight {
+            waiting.wakers.drain(..).for_each(Waker::wake);
+        }
+        if let Some(waker) = state.maintenance.take() {
+            waker.wake();
+        }
+        let segments = [Some(Rc::clone(&state.active)), state.next.clone()];
+        drop(state);
+        segments
+            .into_iter()
+            .flatten()
+            .for_each(|segment| segment.wake_waiting());
+        first
+    }
+
+    async fn maintain(&self) {
+        loop {
+            let wanted = {
+                let mut state = self.state.borrow_mut();
+                if state.closed || state.latched.is_some() {
+                    return;
+                }
+                if state.next.is_none() {
+                    state.next = Some(state.new_segment(&self.dir, self.options.segment_bytes));
+                }
+                let state = &*state;
+                [Some(&state.active), state.next.as_ref()]
+                    .into_iter()
+                    .flatten()
+                    .find(|segment| segment.ready().is_none())
+                    .cloned()
+            };
+            match wanted {
+                // A failure is latched, and ends the loop above.
+                Some(segment) => drop(self.file_of(&segment).await),
+                None => self.maintenance_wanted().await,
+            }
+        }
+    }
+
+    /// Resolves when the next segment has been taken, or the log closed or failed.
+    async fn maintenance_wanted(&self) {
+        poll_fn(|context| {
+            let mut state = self.state.borrow_mut();
+            if state.closed || state.latched.is_some() || state.next.is_none() {
+                return Poll::Ready(());
+            }
+            state.maintenance = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// The segment's file, made ready here unless somebody else is at it. Waits for space where there is
+    /// none: what was admitted has its place in the log, and nothing behind it can go first.
+    async fn file_of(&self, segment: &Segment<D>) -> Result<D::File, StorageError> {
+        loop {
+            if let Some(error) = self.failure() {
+                return Err(error);
+            }
+            if let Some(file) = segment.ready() {
+                return Ok(file);
+            }
+            let Some(_preparing) = Preparing::start(segment) else {
+                self.segment_changed(segment).await;
+                continue;
+            };
+            match self.prepare(segment).await {
+                Ok(file) => {
+                    *segment.file.borrow_mut() = Some(file);
+                    self.state.borrow_mut().no_space = None;
+                }
+                Err(error @ StorageError::DiskFull { .. }) => {
+                    if self
+                        .state
+                        .borrow_mut()
+                        .no_space
+                        .replace(error.clone())
+                        .is_none()
+                    {
+                        tracing::warn!(%error, "log writes will be refused");
+                    }
+                    self.disk.sleep(SPACE_RETRY).await;
+                    if self.state.borrow().closed {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(self.latch(error)),
+            }
+        }
+    }
+
+    async fn segment_changed(&self, segment: &Segment<D>) {
+        poll_fn(|context| {
+            let changed =
+                segment.ready().is_some() || !segment.preparing.get() || self.failure().is_some();
+            if changed {
+                return Poll::Ready(());
+            }
+            segment.wait(context.waker());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Makes a segment from a spare, or a new file. The name comes last, and is durable before use: a crash
+    /// leaves a spare, never a segment with somebody else's first block.
+    async fn prepare(&self, segment: &Segment<D>) -> Result<D::File, StorageError> {
+        let (file, spare) = self.spare_file(segment).await?;
+        let header = SegmentHeader {
+            number: segment.number,
+            incarnation: segment.incarnation,
+            store: self.store,
+            bytes: segment.bytes,
+        };
+        let block: D::Buffer = header.block();
+        self.disk
+            .write_durable_at(&file, 0, &block)
+            .await
+            .map_err(|error| StorageError::io("write segment header", &spare, Some(0), error))?;
+        self.disk
+            .rename(&spare, &segment.path)
+            .await
+            .map_err(|error| StorageError::io("name log segment", &segment.path, None, error))?;
+        self.disk
+            .sync_dir(&self.dir)
+            .await
+            .map_err(|error| StorageError::io("flush log directory", &self.dir, None, error))?;
+        self.stats.borrow_mut().written_bytes += BLOCK_BYTES as u64;
+        Ok(file)
+    }
+
+    async fn spare_file(&self, segment: &Segment<D>) -> Result<(D::File, PathBuf), StorageError> {
+        let spare = self.state.borrow_mut().spares.pop();
+        if let Some(spare) = spare {
+            let path = spare_path(&self.dir, spare);
+            let file = self.disk.open(&path).await;
+            return match file {
+                Ok(file) => Ok((file, path)),
+                Err(error) => Err(StorageError::io("open spare segment", path, None, error)),
+            };
+        }
+        let path = spare_path(&self.dir, segment.number);
+        let needed = segment.bytes + self.options.free_bytes_min;
+        let available = self
+            .disk
+            .available(&self.dir)
+            .map_err(|error| StorageError::io("measure free space", &self.dir, None, error))?;
+        let full = StorageError::DiskFull {
+            path: self.dir.clone(),
+            needed,
+            available,
+        };
+        if available < needed {
+            return Err(full);
+        }
+        match self.disk.create_zeroed(&path, segment.bytes).await {
+            Ok(file) => Ok((file, path)),
+            Err(error) if is_no_space(&error) => {
+                // Give back what the attempt took. Left behind it would be removed at the next start.
+                drop(self.disk.remove(&path).await);
+                Err(full)
+            }
+            Err(error) => Err(StorageError::io("fill log segment", path, None, error)),
+        }
+    }
+
+    /// Takes the disk's answer to the write of `sequence`.
+    fn written(&self, sequence: u64) {
+        let mut state = self.state.borrow_mut();
+        let first = state.durable_sequence + 1;
+        let index = usize::try_from(sequence - first).expect("in flight is bounded by memory");
+        if let Some(entry) = state.in_flight.get_mut(index) {
+            entry.written = true;
+        }
+        while state.in_flight.front().is_some_and(|entry| entry.written) {
+            let Some(entry) = state.in_flight.pop_front() else {
+                break;
+            };
+            state.durable_sequence += 1;
+            state.durable_through = entry.last_zxid;
+            entry.wakers.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// Resolves once every batch up to `sequence` is durable.
+    async fn durable(&self, sequence: u64) -> Result<Zxid, StorageError> {
+        poll_fn(|context| {
+            let mut state = self.state.borrow_mut();
+            if let Some(error) = &state.latched {
+                return Poll::Ready(Err(error.clone()));
+            }
+            if state.durable_sequence >= sequence {
+                return Poll::Ready(Ok(state.durable_through));
+            }
+            let index =
+                usize::try_from(sequence - state.durable_sequence - 1).unwrap_or(usize::MAX);
+            let wakers = state
+                .in_flight
+                .get_mut(index)
+                .map(|entry| &mut entry.wakers);
+            if let Some(wakers) = wakers
+                && !wakers.iter().any(|waker| waker.will_wake(context.waker()))
+            {
+                wakers.push(context.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl<D: Disk> State<D> {
+    /// The chain as the next batch sees it.
+    fn chain(&self) -> Chain {
+        Chain {
+            sequence: self.next_sequence - 1,
+            checksum: self.previous,
+            incarnation: self.run.max(self.active.incarnation),
+            last_zxid: self.last_zxid,
+            committed: self.committed,
+        }
+    }
+
+    fn new_segment(&mut self, dir: &Path, bytes: u64) -> Rc<Segment<D>> {
+        let incarnation = self.next_incarnation;
+        self.next_incarnation += 1;
+        Segment::new(dir, self.active.number + 1, incarnation, bytes)
+    }
+}
+
+/// The disk's part of a batch.
+struct Write<D: Disk> {
+    batch: SealedBatch<D::Buffer>,
+    segment: Rc<Segment<D>>,
+    offset: u64,
+}
+
+/// A write on its way, or a wait for all writes before it.
+struct Job<D: Disk> {
+    shared: Rc<Shared<D>>,
+    sequence: u64,
+    write: Option<Write<D>>,
+    finished: bool,
+}
+
+impl<D: Disk> Job<D> {
+    fn wait_for_all(shared: &Rc<Shared<D>>) -> Self {
+        let sequence = shared.state.borrow().next_sequence - 1;
+        Self {
+            shared: Rc::clone(shared),
+            sequence,
+            write: None,
+            finished: true,
+        }
+    }
+
+    async fn run(mut self) -> Result<Zxid, StorageError> {
+        if let Some(write) = self.write.take() {
+            let result = self.write(&write).await;
+            self.finished = true;
+            result?;
+            self.shared.recycle(write.batch);
+        }
+        self.shared.durable(self.sequence).await
+    }
+
+    async fn write(&self, write: &Write<D>) -> Result<(), StorageError> {
+        let shared = &*self.shared;
+        let file = shared.file_of(&write.segment).await?;
+        if let Some(error) = shared.failure() {
+            return Err(error);
+        }
+        let content = write.batch.content();
+        let started = shared.disk.now();
+        let answer = shared
+            .disk
+            .write_durable_at(&file, write.offset, content.buffer())
+            .await;
+        let took = shared.disk.now().saturating_sub(started);
+        if let Err(error) = answer {
+            let path = write.segment.path.clone();
+            let error = StorageError::io("write log batch", path, Some(write.offset), error);
+            return Err(shared.latch(error));
+        }
+        shared.stats.borrow_mut().batch_written(
+            content.count(),
+            content.payload_bytes() as u64,
+            content.stored_bytes() as u64,
+            took,
+        );
+        shared.written(self.sequence);
+        Ok(())
+    }
+}
+
+impl<D: Disk> Drop for Job<D> {
+    fn drop(&mut self) {
+        if !mem::replace(&mut self.finished, true) {
+            self.shared.latch(StorageError::Abandoned);
+        }
+    }
+}
+
+impl<D: Disk> std::fmt::Debug for TxnLog<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = self.shared.state.borrow();
+        f.debug_struct("TxnLog")
+            .field("dir", &self.shared.dir)
+            .field("last_zxid", &state.last_zxid)
+            .field("durable_through", &state.durable_through)
+            .field("in_flight", &state.in_flight.len())
+            .finish_non_exhaustive()
+    }
+}
