@@ -230,6 +230,19 @@ impl Session {
         Ok(())
     }
 
+    /// The connection, for a caller that goes on by itself. The next reply carries what it sends;
+    /// nothing may be outstanding.
+    ///
+    /// # Errors
+    /// When bytes have arrived that nobody has read.
+    pub fn into_stream(self) -> Result<TcpStream> {
+        ensure!(
+            self.read == self.input.len() && self.out.is_empty(),
+            "the session has unread or unsent bytes"
+        );
+        Ok(self.stream)
+    }
+
     /// What it takes to take the session up again.
     pub const fn key(&self) -> SessionKey {
         self.key
