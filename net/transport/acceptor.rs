@@ -290,3 +290,92 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpStream};
+
+    use super::*;
+    use crate::executor::{ExecutorSpec, run_executor};
+
+    const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+    fn on_executor(test: impl Future<Output = ()> + 'static) {
+        run_executor(&ExecutorSpec::new("t", None), test).unwrap();
+    }
+
+    #[test]
+    fn shards_share_a_port_but_no_second_server_does() {
+        on_executor(async {
+            let first = bind(LOOPBACK, 3).unwrap();
+            let addr = first[0].local_addr();
+            assert!(first.iter().all(|bound| bound.local_addr() == addr));
+            // Bound and not listening yet, then listening.
+            let start = Instant::now();
+            let error = bind(addr, 2).unwrap_err();
+            assert!(start.elapsed() >= BIND_RETRY);
+            assert_eq!(error.error.kind(), io::ErrorKind::AddrInUse);
+            assert!(error.to_string().contains("ss -ltnp"), "{error}");
+            let options = ListenOptions::default();
+            let listeners: Vec<_> = first
+                .into_iter()
+                .map(|bound| bound.listen(options).unwrap())
+                .collect();
+            assert!(bind(addr, 2).is_err());
+            drop(listeners);
+            assert_eq!(bind(addr, 2).unwrap().len(), 2);
+        });
+    }
+
+    #[test]
+    fn a_port_in_use_by_an_ordinary_listener_is_found() {
+        let other = std::net::TcpListener::bind(LOOPBACK).unwrap();
+        let error = bind(other.local_addr().unwrap(), 1).unwrap_err();
+        assert_eq!(error.error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn a_port_can_be_bound_again_while_old_connections_linger() {
+        on_executor(async {
+            let mut listener = Listener::bind(LOOPBACK, ListenOptions::default()).unwrap();
+            let addr = listener.local_addr();
+            let client = TcpStream::connect(addr).unwrap();
+            let (read, _write) = listener.accept().await.unwrap().split();
+            // The server closes first, which leaves its end in TIME_WAIT.
+            drop(read);
+            drop(client);
+            drop(listener);
+            let start = Instant::now();
+            bind(addr, 1).unwrap();
+            assert!(start.elapsed() < BIND_RETRY);
+        });
+    }
+
+    #[test]
+    fn connections_inherit_what_was_set_on_the_listener() {
+        on_executor(async {
+            let options = ListenOptions {
+                keepalive: Some(Duration::from_secs(77)),
+                ..ListenOptions::default()
+            };
+            let mut listener = Listener::bind(LOOPBACK, options).unwrap();
+            let client = TcpStream::connect(listener.local_addr()).unwrap();
+            let (_read, write) = listener.accept().await.unwrap().split();
+            assert_eq!(write.peer_addr(), client.local_addr().unwrap());
+            assert_eq!(write.local_addr().unwrap(), listener.local_addr());
+            let socket = write.socket_options();
+            assert!(socket.tcp_nodelay().unwrap());
+            assert!(socket.keepalive().unwrap());
+            assert_eq!(
+                socket.tcp_keepalive_time().unwrap(),
+                Duration::from_secs(77)
+            );
+        });
+    }
+
+    #[test]
+    fn an_address_of_another_machine_is_told() {
+        let error = bind("192.0.2.1:0".parse().unwrap(), 1).unwrap_err();
+        assert!(error.remedy().contains("ip address"), "{error}");
+    }
+}

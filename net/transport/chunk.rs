@@ -63,3 +63,28 @@ impl Chunk {
             .unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splits_without_copy_and_takes_memory_again() {
+        let mut chunk = Chunk { free: None };
+        let start = chunk.room().as_ptr();
+        assert_eq!(chunk.room().len(), CHUNK_BYTES);
+        chunk.room()[..3].copy_from_slice(b"abc");
+        assert_eq!(chunk.peek(3), b"abc");
+        let kept = chunk.split(3);
+        assert_eq!((&kept[..], kept.as_ptr()), (&b"abc"[..], start));
+        assert_eq!(chunk.room().len(), CHUNK_BYTES - 3);
+        drop(chunk.split(60_000));
+        drop(kept);
+        // Nothing of the first chunk is in use: the same memory.
+        assert_eq!(chunk.room().as_ptr(), start);
+        let kept = chunk.split(60_000);
+        assert_ne!(chunk.room().as_ptr(), start);
+        assert_eq!(chunk.room().len(), CHUNK_BYTES);
+        drop(kept);
+    }
+}

@@ -218,8 +218,8 @@ pub struct WriteHalf {
 }
 
 impl WriteHalf {
-    /// The output buffer, to append to. Nothing leaves before [`Self::flush`]. On a connection that
-    /// has ended the bytes are thrown away by the next flush.
+    /// The output buffer, to append to. Nothing leaves before [`Self::flush`], which throws the bytes
+    /// away on a connection that is closed.
     pub fn queue(&self) -> RefMut<'_, BytesMut> {
         RefMut::map(self.shared.output.borrow_mut(), |output| {
             if output.pending.capacity() == 0 {
@@ -246,6 +246,7 @@ impl WriteHalf {
     /// behind it, what it still sends is thrown away, and [`ReadHalf::recv`] returns 0 when it closes or
     /// when the linger time is over.
     pub fn close(&self) {
+        let flushed = self.flush();
         {
             let mut output = self.shared.output.borrow_mut();
             if output.phase != Phase::Open {
@@ -253,7 +254,7 @@ impl WriteHalf {
             }
             output.phase = Phase::Closing;
         }
-        if !matches!(self.flush(), Ok(Sent::Pending { .. })) {
+        if matches!(flushed, Ok(Sent::All)) {
             self.shared.socket.shutdown(Shutdown::Write);
         }
         let shared = Rc::downgrade(&self.shared);
@@ -307,12 +308,17 @@ impl WriteHalf {
         self.shared.peer
     }
 
+    /// The socket's options, to read or change.
+    pub fn socket_options(&self) -> SockRef<'_> {
+        SockRef::from(&self.shared.socket)
+    }
+
     /// The address on this side.
     ///
     /// # Errors
     /// What the system says.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        let addr = SockRef::from(&self.shared.socket).local_addr()?;
+        let addr = self.socket_options().local_addr()?;
         addr.as_socket()
             .map(|addr| SocketAddr::new(addr.ip().to_canonical(), addr.port()))
             .ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))
@@ -323,8 +329,11 @@ impl Shared {
     /// One `send`. The flag says that a writer task is to be started for the rest.
     fn flush_now(&self) -> Result<(Sent, bool), SendError> {
         let mut output = self.output.borrow_mut();
-        if output.phase == Phase::Closed {
-            output.pending = BytesMut::new();
+        if output.phase != Phase::Open {
+            // A writer may still be at what was queued before the close.
+            if !output.has_writer {
+                output.pending = BytesMut::new();
+            }
             return Err(SendError::Closed);
         }
         if !output.has_writer && !output.pending.is_empty() {

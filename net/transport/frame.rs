@@ -113,3 +113,97 @@ pub struct FrameError {
     /// The length as announced.
     pub length: i32,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode_all(decoder: &mut FrameDecoder) -> Vec<Bytes> {
+        let mut frames = Vec::new();
+        while let Some(frame) = decoder.next_frame().unwrap() {
+            frames.push(frame);
+        }
+        frames
+    }
+
+    #[test]
+    fn frames_come_out_whole_wherever_the_bytes_are_split() {
+        let stream = b"\0\0\0\x05hello\0\0\0\0\0\0\0\x02hi";
+        for first in 0..=stream.len() {
+            for second in first..=stream.len() {
+                let mut decoder = FrameDecoder::new(5);
+                let mut frames = Vec::new();
+                for part in [&stream[..first], &stream[first..second], &stream[second..]] {
+                    decoder.settle();
+                    decoder.push(BytesMut::from(part));
+                    frames.extend(decode_all(&mut decoder));
+                }
+                assert_eq!(frames, [&b"hello"[..], b"", b"hi"], "{first} {second}");
+                assert_eq!((decoder.frames(), decoder.buffered()), (3, 0));
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_out_of_range_are_refused_for_good() {
+        fn check(length: i32, max: usize, is_refused: bool) {
+            let mut decoder = FrameDecoder::new(max);
+            decoder.extend(&length.to_be_bytes()[..3]);
+            assert_eq!(decoder.next_frame(), Ok(None));
+            decoder.extend(&length.to_be_bytes()[3..]);
+            let expected = if is_refused {
+                Err(FrameError { length })
+            } else {
+                Ok(None)
+            };
+            assert_eq!(decoder.next_frame(), expected);
+            decoder.extend(b"more");
+            assert_eq!(decoder.next_frame(), expected);
+        }
+        check(-1, 100, true);
+        check(i32::MIN, usize::MAX, true);
+        check(101, 100, true);
+        check(100, 100, false);
+        check(i32::MAX, usize::MAX, false);
+    }
+
+    #[test]
+    fn an_announced_length_allocates_nothing() {
+        let mut decoder = FrameDecoder::new(usize::MAX);
+        decoder.push(BytesMut::from(&[0x7f, 0xff, 0xff, 0xff, 1][..]));
+        assert_eq!(decoder.next_frame(), Ok(None));
+        decoder.settle();
+        assert!(decoder.buffer.capacity() <= 64);
+        // Growth follows what arrived: at most doubling.
+        for arrived in (6..100_000).step_by(1000) {
+            decoder.extend(&[0; 1000]);
+            assert!(decoder.buffer.capacity() <= 2 * (arrived + 1000) + 64);
+        }
+    }
+
+    #[test]
+    fn bodies_are_slices_of_what_was_received() {
+        let received = BytesMut::from(&b"\0\0\0\x03abc\0\0\0\x03def\0\0"[..]);
+        let range = received.as_ptr_range();
+        let mut decoder = FrameDecoder::new(10);
+        decoder.push(received);
+        for frame in decode_all(&mut decoder) {
+            assert!(range.contains(&frame.as_ptr()));
+        }
+        // The beginning of the next one does not keep that memory.
+        decoder.settle();
+        assert_eq!(decoder.buffered(), 2);
+        assert!(!range.contains(&decoder.buffer.as_ptr()));
+    }
+
+    #[test]
+    fn four_letters_can_be_looked_at() {
+        let mut decoder = FrameDecoder::new(10);
+        decoder.extend(b"sta");
+        assert_eq!(decoder.peek_four(), None);
+        decoder.extend(b"t\n");
+        assert_eq!(decoder.peek_four(), Some(*b"stat"));
+        assert_eq!(&decoder.take_rest()[..], b"stat\n");
+        assert_eq!(decoder.buffered(), 0);
+    }
+}

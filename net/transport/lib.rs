@@ -24,6 +24,7 @@ pub mod pulse;
 
 mod chunk;
 mod socket;
+mod thread_clock;
 mod wake;
 
 pub use acceptor::{BindError, BoundSocket, ListenOptions, Listener};

@@ -10,9 +10,11 @@
 //!   So an idle executor, with its slow beat, is guarded by the one that waits for its answer.
 //!
 //! A **rescue** is a beat that found work which should have run: a kick as above, or, on its own
-//! executor, a wake posted [`LATE_NS`] or more before the beat was due whose task ran only when the
-//! beat did, while the beat itself was on time (so the thread was neither busy nor waiting for a CPU,
-//! but parked). Rescues count in [`counters`], with the longest stall.
+//! executor, a wake posted [`LATE_NS`] or more before the beat was due, whose task ran only when the
+//! beat did, where the time between is not explained by the kernel's books: the thread was neither on a
+//! CPU nor waiting for one, so it was parked. Rescues count in [`counters`], with the
+//! longest stall. Work that no wake of this crate announced (a task made runnable by I/O) is rescued
+//! in the same way, but not counted.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -26,6 +28,7 @@ use std::time::Duration;
 use futures_util::task::AtomicWaker;
 use glommio::timer::Timer;
 
+use crate::thread_clock::ThreadClock;
 use crate::wake::{WakeSlot, now_ns};
 
 /// Beats without work after which a pulse slows down.
@@ -139,6 +142,7 @@ pub(crate) struct Pulse {
     slow: Cell<bool>,
     /// The slowest task that ran since the last beat: when its wake was posted, and when it ran.
     latest_run: Cell<Option<(u64, u64)>>,
+    clock: ThreadClock,
 }
 
 impl Pulse {
@@ -179,6 +183,7 @@ pub(crate) fn start(spec: PulseSpec) -> Rc<Pulse> {
         touched: Cell::new(true),
         slow: Cell::new(false),
         latest_run: Cell::new(None),
+        clock: ThreadClock::open(),
     });
     CURRENT.set(Some(Rc::clone(&pulse)));
     pulse
@@ -194,9 +199,10 @@ pub(crate) fn stop(pulse: &Pulse) {
 pub(crate) async fn beat(pulse: Rc<Pulse>) {
     let mut hold = HOLD_BEATS;
     loop {
-        hold = match pulse.has_work() {
-            true => HOLD_BEATS,
-            false => hold.saturating_sub(1),
+        hold = if pulse.has_work() {
+            HOLD_BEATS
+        } else {
+            hold.saturating_sub(1)
         };
         pulse.touched.set(false);
         pulse.slow.set(hold == 0);
@@ -209,7 +215,7 @@ pub(crate) async fn beat(pulse: Rc<Pulse>) {
         wait(&pulse, period).await;
         COUNTERS.beats.fetch_add(1, Ordering::Relaxed);
         let now = now_ns();
-        judge_own(&pulse, due_ns, now);
+        judge_own(&pulse, due_ns);
         if hold > 0 {
             kick_stalled(&pulse, now);
         }
@@ -231,12 +237,14 @@ async fn wait(pulse: &Pulse, period: Duration) {
 }
 
 /// Counts a rescue when a task ran only because this beat was due.
-fn judge_own(pulse: &Pulse, due_ns: u64, now_ns: u64) {
-    let Some((posted, ran)) = pulse.latest_run.take() else {
+fn judge_own(pulse: &Pulse, due_ns: u64) {
+    let accounted_ns = pulse.clock.lap_ns();
+    let (Some((posted, ran)), Some(accounted_ns)) = (pulse.latest_run.take(), accounted_ns) else {
         return;
     };
-    let was_on_time = now_ns >= due_ns && now_ns - due_ns < LATE_NS;
-    if was_on_time && ran >= due_ns && posted.saturating_add(LATE_NS) <= due_ns {
+    let came_with_beat = ran >= due_ns && posted.saturating_add(LATE_NS) <= due_ns;
+    let unexplained_ns = (ran - posted).saturating_sub(accounted_ns);
+    if came_with_beat && unexplained_ns >= LATE_NS {
         count_rescue(ran - posted);
     }
 }
@@ -321,5 +329,42 @@ impl Drop for Busy {
         if let Some(pulse) = &self.pulse {
             pulse.outstanding.set(pulse.outstanding.get() - 1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// What a beat that was due 1 ms after a wake counts, when `stall` is what the thread did from
+    /// the wake until its task ran.
+    fn check(stall: impl FnOnce(), is_rescue: bool) {
+        let pulse = start(PulseSpec::default());
+        let posted = now_ns();
+        stall();
+        pulse.latest_run.set(Some((posted, now_ns())));
+        let before = COUNTERS.rescues.load(Ordering::Relaxed);
+        judge_own(&pulse, posted + 1_000_000);
+        let after = COUNTERS.rescues.load(Ordering::Relaxed);
+        stop(&pulse);
+        assert_eq!(after - before, u64::from(is_rescue));
+        assert!(pulse.latest_run.get().is_none());
+    }
+
+    #[test]
+    fn only_a_parked_thread_counts_as_stalled() {
+        let parked = Duration::from_millis(5);
+        check(|| std::thread::sleep(parked), true);
+        check(
+            || {
+                let start = Instant::now();
+                while start.elapsed() < parked {}
+            },
+            false,
+        );
+        // The task ran before the beat was due: something else woke the thread.
+        check(|| (), false);
     }
 }

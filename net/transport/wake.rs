@@ -3,9 +3,11 @@
 //! Invariants:
 //! - A producer that published its work before [`WakeSlot::post`] is either seen by the consumer's
 //!   check or finds it sleeping and wakes it: one side's store is fenced before its load of the other.
-//! - `state` is [`AWAKE`], [`ASLEEP`], or the time in nanoseconds at which a wake was posted that the
-//!   consumer has not run for yet. Only a producer moves it from asleep to posted, only the consumer
-//!   moves it anywhere else. A posted time that grows old is how a pulse finds a stalled executor.
+//! - `state` is [`AWAKE`], [`ASLEEP`], [`POSTING`], or the time in nanoseconds at which a wake had been
+//!   posted that the consumer has not run for yet. Producers move it from asleep over posting to the
+//!   time, the consumer moves it to awake and asleep. A time that grows old is how a pulse finds a
+//!   stalled executor; it is stored after the wake, so that a producer which lost its CPU in between
+//!   is not taken for one.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, OnceLock};
@@ -18,14 +20,15 @@ use crate::pulse;
 
 const AWAKE: u64 = 0;
 const ASLEEP: u64 = 1;
+const POSTING: u64 = 2;
 
-/// Nanoseconds since the first call in this process, at least 2.
+/// Nanoseconds since the first call in this process, above all other states of a slot.
 pub(crate) fn now_ns() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     let elapsed = START.get_or_init(Instant::now).elapsed();
     u64::try_from(elapsed.as_nanos())
         .unwrap_or(u64::MAX)
-        .max(ASLEEP + 1)
+        .max(POSTING + 1)
 }
 
 /// See the module.
@@ -50,18 +53,17 @@ impl WakeSlot {
     pub(crate) fn post(&self) {
         // Orders the caller's store before the load below; `poll_wait` has the other half.
         fence(Ordering::SeqCst);
-        if self.state.load(Ordering::Relaxed) == ASLEEP {
-            self.wake(now_ns());
+        if self.state.load(Ordering::Relaxed) == ASLEEP && self.advance(ASLEEP, POSTING) {
+            self.waker.wake();
+            // Fails when the consumer has run already.
+            self.advance(POSTING, now_ns());
         }
     }
 
-    fn wake(&self, now: u64) {
-        let posted = self
-            .state
-            .compare_exchange(ASLEEP, now, Ordering::SeqCst, Ordering::Relaxed);
-        if posted.is_ok() {
-            self.waker.wake();
-        }
+    fn advance(&self, from: u64, to: u64) -> bool {
+        self.state
+            .compare_exchange(from, to, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
     }
 
     /// Ready when `ready` says so; sleeps otherwise. For one consumer task at a time.
@@ -71,7 +73,7 @@ impl WakeSlot {
         ready: impl Fn() -> bool,
     ) -> Poll<()> {
         let was = self.state.swap(AWAKE, Ordering::SeqCst);
-        if was > ASLEEP {
+        if was > POSTING {
             pulse::note_run(was);
         }
         if ready() {
@@ -101,6 +103,6 @@ impl WakeSlot {
     /// When a wake was posted that the consumer has not run for, if one was.
     pub(crate) fn posted_ns(&self) -> Option<u64> {
         let state = self.state.load(Ordering::Acquire);
-        (state > ASLEEP).then_some(state)
+        (state > POSTING).then_some(state)
     }
 }
