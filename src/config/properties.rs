@@ -4,7 +4,7 @@
 //! which setting a line makes. The rules, in the order they apply:
 //! - Bytes are ISO-8859-1; lines end with `\n`, `\r` or `\r\n`.
 //! - White space is blank, tab and form feed. It is skipped at the start of a line, a continuing one included.
-//! - A line whose first other character is `#` or `!` is a comment; one continued from above never is.
+//! - A line whose first other character is `#` or `!` is a comment; one continued from above is not.
 //! - An odd number of backslashes at the end of a line joins the next line to it.
 //! - The key ends at the first `=`, `:` or white space that has no backslash before it; then white space, one separator and
 //!   white space are skipped, and the rest is the value, blanks at its end included.
@@ -72,7 +72,9 @@ impl Iterator for LogicalLines<'_> {
             let first_line = self.line;
             let is_comment = matches!(self.bytes.get(self.at)?, b'#' | b'!');
             let (mut text, mut joined) = self.physical_line();
-            if is_comment {
+            // A lone backslash joins the next line to nothing, so that one may be a comment. (Java makes an empty setting of one
+            // at the end of the file; nobody means that.)
+            if is_comment || text.is_empty() {
                 continue;
             }
             while joined && self.at < self.bytes.len() {
@@ -81,10 +83,7 @@ impl Iterator for LogicalLines<'_> {
                 text.extend_from_slice(&more);
                 joined = again;
             }
-            // Only a line with something on it is a setting; a lone backslash joins the next line to nothing.
-            if !text.is_empty() {
-                return Some((first_line, text));
-            }
+            return Some((first_line, text));
         }
     }
 }
@@ -242,7 +241,8 @@ mod tests {
         check("a=1\\\\\\\n2", &[("a", "1\\2", 1)]);
         check("a=1\\", &[("a", "1", 1)]);
         check("a=1\\\n\nb=2", &[("a", "1", 1), ("b", "2", 3)]);
-        check("\\\nb=2", &[("b", "2", 1)]);
+        check("\\\nb=2", &[("b", "2", 2)]);
+        check("\\\n#b=2", &[]);
         check("key\\\n  more = v", &[("keymore", "v", 1)]);
     }
 
