@@ -44,6 +44,20 @@ pub enum StorageError {
     /// Stored bytes are wrong.
     #[error(transparent)]
     Damaged(#[from] Damage),
+    /// A snapshot file is not whole.
+    #[error(
+        "{} at offset {offset}: {what}; an older snapshot and the log may still hold everything (they \
+         are tried), and `{DOCTOR}` shows what each file holds",
+        .file.display()
+    )]
+    SnapshotDamaged {
+        /// The file.
+        file: PathBuf,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// What is wrong.
+        what: &'static str,
+    },
     /// A record is larger than the configured maximum.
     #[error("a record of {len} bytes exceeds the maximum of {max} bytes")]
     RecordTooLarge {

@@ -218,3 +218,87 @@ fn log_in_a_directory_of_its_own() {
         assert_eq!(names(&dirs.log), ["lock", "log-0000000000000001"]);
     });
 }
+
+#[test]
+fn snapshot_and_purge_free_the_log() {
+    let dir = temp_dir();
+    let path = dir.path().to_path_buf();
+    on_executor(move || async move {
+        let mut opened = open(&path, small()).await.expect("make a store");
+        let mut zxid = 0;
+        for round in 1..=4_u64 {
+            // More than two segments each.
+            for _ in 0..25 {
+                write(&mut opened.log, zxid + 1..=zxid + 20, 1200).await;
+                zxid += 20;
+            }
+            let folder = opened.store.snapshot_dir().to_path_buf();
+            let info = std::thread::spawn(move || {
+                let mut writer =
+                    ringkeeper_storage::SnapshotWriter::create(&folder, Zxid(round * 500), None)
+                        .expect("create a snapshot");
+                writer
+                    .push_chunk(1, &round.to_be_bytes())
+                    .expect("push a chunk");
+                writer
+                    .finish(round, [round; 4])
+                    .expect("finish the snapshot")
+            })
+            .join()
+            .expect("join the snapshot thread");
+            opened
+                .store
+                .register_snapshot(info)
+                .await
+                .expect("register");
+        }
+        let purged = opened.store.purge(2).await.expect("purge");
+        assert_eq!((purged.snapshots, purged.oldest), (2, Some(Zxid(1500))));
+        assert!(purged.segments >= 6, "{purged:?}");
+        assert_eq!(opened.store.purge(2).await.expect("purge").segments, 0);
+        assert_eq!(read(&opened.log, 1500).await.len(), 500);
+        assert!(matches!(
+            opened
+                .log
+                .replay(Zxid(10), |_, _| Ok::<(), String>(()))
+                .await,
+            Err(StorageError::Purged { .. })
+        ));
+        drop(opened);
+
+        let mut opened = open(&path, small()).await.expect("open the store");
+        let zxids: Vec<_> = opened
+            .recovered
+            .snapshots
+            .iter()
+            .map(|info| info.zxid.0)
+            .collect();
+        assert_eq!(zxids, [2000, 1500]);
+        assert_eq!(read(&opened.log, 1500).await.len(), 500);
+        write(&mut opened.log, 2001..=2001, 10).await;
+        // The recycled segments are taken again, and what they held before is not met.
+        for start in (2002..5000).step_by(20) {
+            write(&mut opened.log, start..=start + 19, 1200).await;
+        }
+        drop(opened);
+        let opened = open(&path, small()).await.expect("open the store");
+        assert_eq!(opened.recovered.tail, Tail::Clean);
+        assert_eq!(read(&opened.log, 2000).await.len(), 3001);
+    });
+}
+
+#[test]
+fn the_probe_chooses_and_says_why() {
+    let dir = temp_dir();
+    let path = dir.path().to_path_buf();
+    on_executor(move || async move {
+        let (disk, report) = ringkeeper_storage::probe(&path).await.expect("probe");
+        assert_eq!(disk.variant(), report.variant);
+        assert!(!report.dsync.is_zero() && !report.write_then_flush.is_zero());
+        assert!(
+            report.to_string().contains(report.variant.name()),
+            "{report}"
+        );
+        assert_eq!(std::fs::read_dir(&path).expect("list").count(), 0);
+    });
+}
