@@ -13,6 +13,7 @@
 
 pub mod acl;
 pub mod connect;
+pub mod election;
 pub mod error;
 pub mod ids;
 pub mod jute;

@@ -1,4 +1,4 @@
-//! The leader's proposals between being proposed and being committed.
+//! The leader's proposals between being proposed and being committed, and the syncs that wait for them.
 //!
 //! Invariants:
 //! - `committed < first outstanding <= last outstanding == last proposed`; without outstanding ones
@@ -9,12 +9,15 @@ use std::collections::VecDeque;
 
 use ringkeeper_proto::Zxid;
 
+use crate::contract::SyncOrigin;
 use crate::message::Proposal;
 
 #[derive(Debug)]
 pub(crate) struct Outstanding<P> {
     proposals: VecDeque<Proposal<P>>,
     committed: Zxid,
+    /// Waiting syncs, each with the zxid that must be committed first, in order.
+    syncs: VecDeque<(Zxid, SyncOrigin)>,
 }
 
 impl<P: Clone> Outstanding<P> {
@@ -23,6 +26,7 @@ impl<P: Clone> Outstanding<P> {
         Self {
             proposals: VecDeque::new(),
             committed,
+            syncs: VecDeque::new(),
         }
     }
 
@@ -44,6 +48,26 @@ impl<P: Clone> Outstanding<P> {
         let proposal = self.proposals.pop_front()?;
         self.committed = proposal.zxid;
         Some(proposal)
+    }
+
+    /// A sync waits for what is proposed now.
+    pub(crate) fn sync(&mut self, origin: SyncOrigin) {
+        self.syncs.push_back((self.last(), origin));
+    }
+
+    /// Takes out the next sync of a learner whose wait is over at `committed`, or of a client of this
+    /// server whose wait is over at `delivered`.
+    pub(crate) fn sync_done(&mut self, delivered: Zxid) -> Option<SyncOrigin> {
+        let done = |(after, origin): &(Zxid, SyncOrigin)| match origin {
+            SyncOrigin::Own(_) => *after <= delivered,
+            SyncOrigin::Learner(_) => *after <= self.committed,
+        };
+        let at = self.syncs.iter().position(done)?;
+        self.syncs.remove(at).map(|(_, origin)| origin)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Proposal<P>> {
+        self.proposals.iter()
     }
 
     /// The last one proposed.

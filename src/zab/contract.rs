@@ -4,7 +4,7 @@ use ringkeeper_proto::{Epoch, ServerId, Zxid};
 
 use crate::history::History;
 use crate::log::LogGeneration;
-use crate::message::{LinkId, Message, Proposal};
+use crate::message::{LinkId, Message, Notification, Proposal};
 use crate::quorum::Ensemble;
 use crate::timer::Timing;
 
@@ -70,12 +70,17 @@ pub struct Recovered {
     /// The shape of the log, all of it durable: [`History::starting_at`] the newest snapshot from
     /// which the log is complete, then [`History::recover`] for each record.
     pub history: History,
-    /// The last zxid that is known to have been committed, and up to which the tree is loaded. What
-    /// lies above it in the log is for Zab to settle.
+    /// The last zxid that is known to have been committed; what lies above it in the log is for Zab to
+    /// settle. The tree is loaded up to it, or up to the log's base if that is higher (a snapshot from
+    /// a leader that was never established proves no commit).
     pub committed: Zxid,
     /// Whether storage is blank: this server never was a member, or has lost what it knew. Such a
     /// server helps to elect only when a quorum is blank; otherwise it joins an established leader.
+    /// One that took over no history yet (empty log, current epoch 0) is blank in any case.
     pub blank: bool,
+    /// The operator says that nothing was lost, so that a blank server may vote (ZooKeeper: the
+    /// `initialize` file).
+    pub initialize: bool,
 }
 
 /// What happens to a replica.
@@ -139,12 +144,32 @@ pub enum Input<P> {
         /// The last one gone.
         through: Zxid,
     },
+    /// A message of the election came.
+    Notified {
+        /// The sender.
+        from: ServerId,
+        /// What it says.
+        notification: Notification,
+    },
+    /// An election connection came up, or went down, or could not be made. An election does not wait
+    /// for servers that cannot be reached.
+    Reachable {
+        /// The peer.
+        peer: ServerId,
+        /// Whether there is a connection.
+        reachable: bool,
+    },
     /// The connection that [`Output::Connect`] asked for is there.
     Connected {
         /// Whom it reaches.
         leader: ServerId,
         /// Its number.
         link: LinkId,
+    },
+    /// It cannot be made.
+    ConnectFailed {
+        /// Whom it should have reached.
+        leader: ServerId,
     },
     /// A packet came. A link that a learner opened is introduced by its first packet.
     Received {
@@ -153,7 +178,7 @@ pub enum Input<P> {
         /// The packet.
         message: Message<P>,
     },
-    /// A link is gone, or the connection that was asked for cannot be made.
+    /// A link is gone.
     Disconnected {
         /// The link.
         link: LinkId,
@@ -162,6 +187,12 @@ pub enum Input<P> {
     Sync {
         /// Whose it is.
         origin: SyncOrigin,
+    },
+    /// Give up the role, for a reason that Zab cannot see: a limping disk, a hand-over, a digest that
+    /// differs.
+    GiveUp {
+        /// Whether to ask the next leader for a snapshot, whatever the log holds.
+        resynchronize: bool,
     },
 }
 
@@ -209,8 +240,9 @@ pub enum Output<P> {
         /// What flushes issued after it report.
         generation: LogGeneration,
     },
-    /// Send SNAP and the tree as delivered now, which is at `zxid`, then answer
-    /// [`Input::SnapshotSent`].
+    /// Send SNAP and the tree at `zxid`, then answer [`Input::SnapshotSent`]. The tree is what was
+    /// delivered, or, while a leader is being established, that with the rest of its log applied: a
+    /// learner may hold some of it, acknowledged, and must never be set back.
     SendSnapshot {
         /// The learner's link.
         link: LinkId,
@@ -234,13 +266,19 @@ pub enum Output<P> {
         /// The packet.
         message: Message<P>,
     },
-    /// Open a connection to the leader, trying again for a while, then answer [`Input::Connected`], or
-    /// [`Input::Disconnected`] with `link`.
+    /// Send a message of the election, if the peer can be reached. Of several for one peer that wait
+    /// for a connection only the last matters.
+    Notify {
+        /// The peer.
+        to: ServerId,
+        /// What to say.
+        notification: Notification,
+    },
+    /// Open a connection to the leader, trying again for a while (it may still be in its election),
+    /// then answer [`Input::Connected`] or [`Input::ConnectFailed`].
     Connect {
         /// The leader.
         leader: ServerId,
-        /// Its number will be this.
-        link: LinkId,
     },
     /// Close the link; nothing more is taken from it.
     Close {
@@ -256,6 +294,17 @@ pub enum Output<P> {
     Synced {
         /// As in [`SyncOrigin::Own`].
         tag: u64,
+    },
+    /// As learner: SYNC came, and all commits before it have been delivered.
+    SyncDone,
+    /// A question or an answer about a session, for the caller.
+    Revalidate {
+        /// The link.
+        link: LinkId,
+        /// The peer.
+        from: ServerId,
+        /// Its bytes.
+        payload: P,
     },
     /// A learner's request to prepare and propose.
     Forwarded {

@@ -1,6 +1,8 @@
 //! What a replica knows in every phase.
 
-use ringkeeper_proto::{ServerId, Zxid};
+use std::collections::BTreeSet;
+
+use ringkeeper_proto::{Epoch, ServerId, Zxid};
 
 use crate::contract::{Config, Epochs, Output, Recovered};
 use crate::log::Log;
@@ -12,10 +14,22 @@ pub(crate) struct CoreState {
     pub(crate) log: Log,
     /// As durable; changed by `EpochSaved` alone.
     pub(crate) epochs: Epochs,
-    /// The largest zxid known to be committed; `delivered <= committed`.
+    /// As last asked to be saved: never older than `epochs`. What is saved next builds on it, lest a
+    /// save that is still under way be undone.
+    epochs_asked: Epochs,
+    /// The largest zxid known to be committed; `delivered <= committed`, but for a snapshot that an
+    /// unestablished leader sent.
     pub(crate) committed: Zxid,
     /// The largest zxid told to the caller as committed; `delivered <= log.flushed()` when it grows.
     pub(crate) delivered: Zxid,
+    /// Storage holds no history; ends with the first history taken over from a leader.
+    pub(crate) blank: bool,
+    /// Storage is blank, but so is a quorum's: in this election and reign this server counts.
+    pub(crate) new_ensemble: bool,
+    /// The log cannot be brought in line by a leader's DIFF or TRUNC: ask for a snapshot.
+    pub(crate) wants_snapshot: bool,
+    /// Voters without an election connection.
+    pub(crate) unreachable: BTreeSet<ServerId>,
     pub(crate) now: Moment,
 }
 
@@ -30,21 +44,73 @@ impl CoreState {
             _ => last.epoch(),
         };
         let current = recovered.epochs.current.max(proven);
+        let epochs = Epochs {
+            accepted: recovered.epochs.accepted.max(current),
+            current,
+        };
+        let committed = recovered.committed.min(last);
+        let delivered = committed.max(recovered.history.base());
+        let nothing = current == Epoch(0) && last == Zxid::ZERO;
         Self {
             config,
             log: Log::recovered(recovered.history),
-            epochs: Epochs {
-                accepted: recovered.epochs.accepted.max(current),
-                current,
-            },
-            committed: recovered.committed.min(last),
-            delivered: recovered.committed.min(last),
+            epochs,
+            epochs_asked: epochs,
+            committed,
+            delivered,
+            blank: (recovered.blank || nothing) && !recovered.initialize,
+            new_ensemble: false,
+            wants_snapshot: false,
+            unreachable: BTreeSet::new(),
             now: Moment(0),
         }
     }
 
     pub(crate) const fn id(&self) -> ServerId {
         self.config.id
+    }
+
+    /// Whether only a snapshot can bring this server in line.
+    pub(crate) const fn must_install(&self) -> bool {
+        self.wants_snapshot || (self.blank && !self.new_ensemble)
+    }
+
+    /// The newest epoch promised to, durable or about to be.
+    pub(crate) const fn accepted_asked(&self) -> Epoch {
+        self.epochs_asked.accepted
+    }
+
+    /// Promises to follow no leader older than `epoch`'s, once it is saved.
+    pub(crate) fn accept_epoch<P>(&mut self, epoch: Epoch, outputs: &mut Vec<Output<P>>) {
+        self.epochs_asked.accepted = self.epochs_asked.accepted.max(epoch);
+        outputs.push(Output::SaveEpoch {
+            epochs: self.epochs_asked,
+        });
+    }
+
+    /// Takes over `epoch`'s history, once it is saved.
+    pub(crate) fn enter_epoch<P>(&mut self, epoch: Epoch, outputs: &mut Vec<Output<P>>) {
+        self.epochs_asked.current = self.epochs_asked.current.max(epoch);
+        self.accept_epoch(epoch, outputs);
+    }
+
+    pub(crate) fn epoch_saved(&mut self, epochs: Epochs) {
+        assert!(
+            epochs.accepted <= self.epochs_asked.accepted
+                && epochs.current <= self.epochs_asked.current,
+            "{epochs:?} saved, but {:?} was asked for",
+            self.epochs_asked
+        );
+        if epochs.current > self.epochs.current {
+            self.log.begin_epoch(epochs.current);
+        }
+        self.epochs = epochs;
+    }
+
+    /// Notes that a quorum has logged everything through `zxid`.
+    pub(crate) fn commit_through<P>(&mut self, zxid: Zxid, outputs: &mut Vec<Output<P>>) {
+        self.committed = self.committed.max(zxid);
+        self.deliver(outputs);
     }
 
     /// Tells the caller what is both committed and durable here.
@@ -54,5 +120,12 @@ impl CoreState {
             self.delivered = through;
             outputs.push(Output::Commit { through });
         }
+    }
+}
+
+/// Asks for a flush, once for a run of appends.
+pub(crate) fn request_flush<P>(outputs: &mut Vec<Output<P>>) {
+    if !matches!(outputs.last(), Some(Output::Flush)) {
+        outputs.push(Output::Flush);
     }
 }

@@ -1,43 +1,372 @@
-//! The leading side.
+//! The leading side: from being elected to giving up.
+//!
+//! ```text
+//!   Gathering -> SavingEpoch -> Promised -> Establishing -> Established
+//!   (discovery: a new epoch, promised by a quorum)  (synchronization)  (broadcast)
+//! ```
+//!
+//! Learners come and go at any time; each has a [`Progress`] of its own, and what it is sent next
+//! depends on that and on the leader's phase alone.
 
-use ringkeeper_proto::Zxid;
+use std::collections::{BTreeMap, BTreeSet};
+
+use ringkeeper_proto::{Epoch, ServerId, Zxid};
 
 use crate::broadcast::Outstanding;
-use crate::contract::{Output, Role, SyncOrigin};
-use crate::core_state::CoreState;
-use crate::message::Proposal;
+use crate::contract::{Epochs, Mode, Output, Role, SyncOrigin};
+use crate::core_state::{CoreState, request_flush};
+use crate::discovery::{Gathering, Promises, Summary};
+use crate::message::{LinkId, Message, Proposal};
+use crate::progress::{Introduction, Progress, Stage};
+use crate::synchronization::{SyncPlan, Takeover, plan};
+use crate::timer::Moment;
+use crate::violation::Violation;
 
-/// A leader whose history a quorum has.
+/// How many learners a leader takes: strangers may come too, to be added to the ensemble later.
+const LEARNERS_MAX: usize = 1024;
+
 #[derive(Debug)]
 pub(crate) struct Leader<P> {
+    phase: Phase,
+    learners: BTreeMap<LinkId, Progress>,
     outstanding: Outstanding<P>,
-    /// Waiting syncs with the zxid that each waits for, in order.
-    syncs: Vec<(Zxid, u64)>,
+    /// Members that get a snapshot, since the log turned out not to reach back to them.
+    needs_snapshot: BTreeSet<ServerId>,
+    /// Voters that are in a later election, and have not come back.
+    disloyal: BTreeSet<ServerId>,
+    phase_since: Moment,
+    ping_at: Moment,
+    upkeep_at: Moment,
+    resigned: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Waiting for a quorum to say which epochs it has accepted.
+    Gathering(Gathering),
+    /// The new epoch is being saved as accepted.
+    SavingEpoch { epoch: Epoch },
+    /// Waiting for a quorum to accept it.
+    Promised { epoch: Epoch, promises: Promises },
+    /// Waiting for a quorum, itself included, to take over the history.
+    Establishing {
+        epoch: Epoch,
+        /// This server's own; `None` when done, and then it counts.
+        takeover: Option<Takeover>,
+        acks: BTreeSet<ServerId>,
+    },
+    /// A quorum has the history: proposes.
+    Established { epoch: Epoch },
+}
+
+impl Phase {
+    const fn epoch(&self) -> Option<Epoch> {
+        match self {
+            Self::Gathering(_) | Self::SavingEpoch { .. } => None,
+            Self::Promised { epoch, .. }
+            | Self::Establishing { epoch, .. }
+            | Self::Established { epoch } => Some(*epoch),
+        }
+    }
 }
 
 impl<P: Clone> Leader<P> {
-    /// A server that needs nobody: its log is what a quorum has.
+    /// A server that needs nobody: its log is what a quorum has, and no epoch begins.
     pub(crate) fn alone(core: &mut CoreState, outputs: &mut Vec<Output<P>>) -> Self {
-        let last = core.log.last();
-        core.committed = last;
-        core.deliver(outputs);
-        outputs.push(Output::ChangeRole {
-            role: Role::Leading {
-                epoch: core.epochs.current,
-            },
-        });
+        let epoch = core.epochs.current;
+        let mut leader = Self::new(core, Phase::Established { epoch });
+        leader.established(core, epoch, outputs);
+        leader
+    }
+
+    /// A server that was elected.
+    pub(crate) fn elected(core: &mut CoreState, outputs: &mut Vec<Output<P>>) -> Self {
+        let gathering = Gathering::begin(core.id(), core.accepted_asked());
+        let mut leader = Self::new(core, Phase::Gathering(gathering));
+        leader.choose_epoch(core, outputs);
+        leader
+    }
+
+    fn new(core: &CoreState, phase: Phase) -> Self {
+        let timing = core.config.timing;
         Self {
-            outstanding: Outstanding::after(last),
-            syncs: Vec::new(),
+            phase,
+            learners: BTreeMap::new(),
+            outstanding: Outstanding::after(core.log.last()),
+            needs_snapshot: BTreeSet::new(),
+            disloyal: BTreeSet::new(),
+            phase_since: core.now,
+            ping_at: core.now.after(timing.tick_time.div_ceil(2)),
+            upkeep_at: core.now.after(timing.tick_time),
+            resigned: false,
         }
     }
 
+    fn enter(&mut self, core: &CoreState, phase: Phase) {
+        self.phase = phase;
+        self.phase_since = core.now;
+    }
+
+    // Discovery.
+
+    fn choose_epoch(&mut self, core: &mut CoreState, outputs: &mut Vec<Output<P>>) {
+        let Phase::Gathering(gathering) = &self.phase else {
+            return;
+        };
+        let Some(epoch) = gathering.epoch(&core.config.ensemble) else {
+            return;
+        };
+        core.accept_epoch(epoch, outputs);
+        self.enter(core, Phase::SavingEpoch { epoch });
+    }
+
+    /// Epochs are durable: the leader's own promise, or its own takeover.
+    pub(crate) fn epoch_saved(
+        &mut self,
+        core: &mut CoreState,
+        saved: Epochs,
+        outputs: &mut Vec<Output<P>>,
+    ) {
+        match &mut self.phase {
+            Phase::SavingEpoch { epoch } if saved.accepted >= *epoch => {
+                let epoch = *epoch;
+                let ours = Summary {
+                    current_epoch: core.epochs.current,
+                    last_logged: core.log.last(),
+                };
+                let promises = Promises::begin(core.id(), ours);
+                self.enter(core, Phase::Promised { epoch, promises });
+                for (link, progress) in &mut self.learners {
+                    tell_epoch(*link, progress, epoch, outputs);
+                }
+                self.count_promises(core, outputs);
+            }
+            Phase::Establishing { takeover, acks, .. } => {
+                let Some(pending) = takeover.take() else {
+                    return;
+                };
+                match pending.saved(saved) {
+                    Ok(_taken) => {
+                        acks.insert(core.config.id);
+                        core.blank = false;
+                    }
+                    Err(pending) => *takeover = Some(pending),
+                }
+                self.count_takeovers(core, outputs);
+            }
+            _ => {}
+        }
+    }
+
+    fn count_promises(&mut self, core: &mut CoreState, outputs: &mut Vec<Output<P>>) {
+        let Phase::Promised { epoch, promises } = &self.phase else {
+            return;
+        };
+        if !promises.are_enough(&core.config.ensemble) {
+            return;
+        }
+        let epoch = *epoch;
+        let takeover = Some(Takeover::begin(core, epoch, outputs));
+        let acks = BTreeSet::new();
+        self.enter(
+            core,
+            Phase::Establishing {
+                epoch,
+                takeover,
+                acks,
+            },
+        );
+        // What is durable already need not wait for a flush to say so again.
+        self.flushed(core, outputs);
+        let answered: Vec<_> = self
+            .learners
+            .iter()
+            .filter_map(|(link, progress)| match progress.stage {
+                Stage::Answered { last_logged } => Some((*link, last_logged)),
+                _ => None,
+            })
+            .collect();
+        for (link, last_logged) in answered {
+            self.synchronize(core, link, last_logged, outputs);
+        }
+    }
+
+    // Synchronization.
+
+    /// Through where learners are synchronized: see [`plan`].
+    const fn sync_point(&self) -> Zxid {
+        self.outstanding.committed()
+    }
+
+    fn synchronize(
+        &mut self,
+        core: &CoreState,
+        link: LinkId,
+        last_logged: Option<Zxid>,
+        outputs: &mut Vec<Output<P>>,
+    ) {
+        let through = self.sync_point();
+        let established = matches!(self.phase, Phase::Established { .. });
+        let Some(progress) = self.learners.get_mut(&link) else {
+            return;
+        };
+        let last_logged = last_logged.filter(|_| !self.needs_snapshot.contains(&progress.id));
+        let message = match (plan(core.log.history(), through, last_logged), last_logged) {
+            (SyncPlan::Diff, Some(last)) => {
+                progress.sent = last;
+                Message::Diff { zxid: through }
+            }
+            (SyncPlan::Truncate { to }, _) => {
+                progress.sent = to;
+                Message::Trunc { zxid: to }
+            }
+            (SyncPlan::Diff, None) | (SyncPlan::Snapshot, _) => {
+                // All of the history at the leader's election, lest the learner be set back.
+                let zxid = if established { core.delivered } else { through };
+                progress.sent = zxid;
+                progress.stage = Stage::Snapshot;
+                outputs.push(Output::SendSnapshot { link, zxid });
+                return;
+            }
+        };
+        outputs.push(Output::Send { link, message });
+        self.feed(core, link, outputs);
+    }
+
+    /// Sends a learner what it lacks: from the log while that is committed, then the outstanding
+    /// proposals and NEWLEADER.
+    fn feed(&mut self, core: &CoreState, link: LinkId, outputs: &mut Vec<Output<P>>) {
+        let (through, now) = (self.sync_point(), core.now);
+        let (Some(epoch), Some(progress)) = (self.phase.epoch(), self.learners.get_mut(&link))
+        else {
+            return;
+        };
+        if core
+            .log
+            .history()
+            .successor(progress.sent)
+            .is_some_and(|next| next <= through)
+        {
+            progress.stage = Stage::Reading;
+            let after = progress.sent;
+            outputs.push(Output::ReadHistory {
+                link,
+                after,
+                through,
+            });
+            return;
+        }
+        if !progress.observer {
+            for proposal in self.outstanding.iter() {
+                progress.sent(proposal.zxid, now);
+                let message = Message::Proposal(proposal.clone());
+                outputs.push(Output::Send { link, message });
+            }
+        }
+        progress.go_live(through);
+        let config = core.config.ensemble.text().clone();
+        let message = Message::NewLeader { epoch, config };
+        outputs.push(Output::Send { link, message });
+    }
+
+    pub(crate) fn history_read(
+        &mut self,
+        core: &CoreState,
+        link: LinkId,
+        proposals: Vec<Proposal<P>>,
+        outputs: &mut Vec<Output<P>>,
+    ) {
+        let reading = |progress: &&mut Progress| progress.stage == Stage::Reading;
+        let Some(progress) = self.learners.get_mut(&link).filter(reading) else {
+            return;
+        };
+        progress.heard_at = core.now;
+        for proposal in proposals {
+            let zxid = proposal.zxid;
+            // ZOOKEEPER-4925: a hole in what is sent becomes a hole in the learner's log.
+            assert_eq!(
+                core.log.history().successor(progress.sent),
+                Some(zxid),
+                "storage read {zxid:?} after {:?}",
+                progress.sent
+            );
+            progress.sent = zxid;
+            let message = Message::Proposal(proposal);
+            outputs.push(Output::Send { link, message });
+            let message = Message::Commit { zxid };
+            outputs.push(Output::Send { link, message });
+        }
+        self.feed(core, link, outputs);
+    }
+
+    pub(crate) fn history_gone(&mut self, link: LinkId, outputs: &mut Vec<Output<P>>) {
+        if let Some(progress) = self.learners.remove(&link) {
+            self.needs_snapshot.insert(progress.id);
+            outputs.push(Output::Close { link });
+        }
+    }
+
+    pub(crate) fn snapshot_sent(
+        &mut self,
+        core: &CoreState,
+        link: LinkId,
+        outputs: &mut Vec<Output<P>>,
+    ) {
+        let sending = |progress: &&mut Progress| progress.stage == Stage::Snapshot;
+        if let Some(progress) = self.learners.get_mut(&link).filter(sending) {
+            progress.heard_at = core.now;
+            self.needs_snapshot.remove(&progress.id);
+            self.feed(core, link, outputs);
+        }
+    }
+
+    fn count_takeovers(&mut self, core: &mut CoreState, outputs: &mut Vec<Output<P>>) {
+        let Phase::Establishing { epoch, acks, .. } = &self.phase else {
+            return;
+        };
+        // The leader's own log must be there too: it is what `delivered` is cut at.
+        let (me, epoch) = (core.id(), *epoch);
+        let enough = core.config.ensemble.is_quorum(|id| acks.contains(&id));
+        if enough && acks.contains(&me) {
+            self.established(core, epoch, outputs);
+        }
+    }
+
+    fn established(&mut self, core: &mut CoreState, epoch: Epoch, outputs: &mut Vec<Output<P>>) {
+        self.enter(core, Phase::Established { epoch });
+        self.upkeep_at = core.now.after(core.config.timing.tick_time);
+        core.commit_through(self.outstanding.committed(), outputs);
+        let role = Role::Leading { epoch };
+        outputs.push(Output::ChangeRole { role });
+        for (link, progress) in &self.learners {
+            if progress.stage == Stage::Synced {
+                let (link, message) = (*link, Message::UpToDate);
+                outputs.push(Output::Send { link, message });
+            }
+        }
+    }
+
+    // Broadcast.
+
+    /// The zxid of the next proposal; `None` while there can be none.
     pub(crate) fn next_zxid(&self, core: &CoreState) -> Option<Zxid> {
+        let Phase::Established { epoch } = self.phase else {
+            return None;
+        };
+        if self.resigned {
+            return None;
+        }
         let last = core.log.last();
-        // The first counter of an epoch is 1: counter 0 names the epoch's start.
-        Some(last.next().unwrap_or_else(|| {
-            Zxid::new(ringkeeper_proto::Epoch(last.epoch().0.saturating_add(1)), 1)
-        }))
+        match core.config.mode {
+            // Counter 0 names an epoch's start, so the first of an epoch is 1.
+            Mode::Standalone => Some(
+                last.next()
+                    .unwrap_or_else(|| Zxid::new(Epoch(last.epoch().0.saturating_add(1)), 1)),
+            ),
+            Mode::Ensemble if last.epoch() < epoch => Some(Zxid::new(epoch, 1)),
+            // ZK: the last counter is never used; the leader abdicates instead.
+            Mode::Ensemble => last.next().filter(|next| next.counter() != u32::MAX),
+        }
     }
 
     pub(crate) fn propose(
@@ -46,58 +375,445 @@ impl<P: Clone> Leader<P> {
         proposal: Proposal<P>,
         outputs: &mut Vec<Output<P>>,
     ) {
+        let zxid = proposal.zxid;
         assert_eq!(
-            Some(proposal.zxid),
+            Some(zxid),
             self.next_zxid(core),
             "zxids are assigned by next_zxid"
         );
-        core.log.append(proposal.zxid);
-        self.outstanding.propose(proposal);
+        core.log.append(zxid);
         request_flush(outputs);
+        for (link, progress) in &mut self.learners {
+            if progress.is_live() && !progress.observer {
+                progress.sent(zxid, core.now);
+                let (link, message) = (*link, Message::Proposal(proposal.clone()));
+                outputs.push(Output::Send { link, message });
+            }
+        }
+        self.outstanding.propose(proposal);
     }
 
-    /// The leader's own log is durable through `core.log.flushed()`.
+    /// More of the leader's own log is durable.
     pub(crate) fn flushed(&mut self, core: &mut CoreState, outputs: &mut Vec<Output<P>>) {
-        self.commit(core, outputs);
+        match &mut self.phase {
+            Phase::Establishing { takeover, .. } => {
+                *takeover = takeover
+                    .take()
+                    .map(|pending| pending.flushed(core, outputs));
+            }
+            Phase::Established { .. } => self.commit(core, outputs),
+            _ => {}
+        }
     }
 
-    /// Confirms what was proposed before now, once it is committed.
+    fn commit(&mut self, core: &mut CoreState, outputs: &mut Vec<Output<P>>) {
+        let me = core.id();
+        let acked: BTreeMap<ServerId, Zxid> = self
+            .learners
+            .values()
+            .filter_map(|progress| Some((progress.id, progress.counts_through()?)))
+            .collect();
+        let flushed = core.log.flushed();
+        let reached = core.config.ensemble.reached_by_quorum(|id| match id == me {
+            true => Some(flushed),
+            false => acked.get(&id).copied(),
+        });
+        while let Some(through) = reached
+            && let Some(proposal) = self.outstanding.commit_next(through)
+        {
+            self.announce(proposal, outputs);
+        }
+        core.commit_through(self.outstanding.committed(), outputs);
+        self.release_syncs(core, outputs);
+        let used_up = core.config.mode == Mode::Ensemble && self.next_zxid(core).is_none();
+        self.resigned |= used_up && self.outstanding.is_empty();
+    }
+
+    /// Tells the learners that a proposal is committed. Who is not live yet reads it from the log.
+    fn announce(&self, proposal: Proposal<P>, outputs: &mut Vec<Output<P>>) {
+        let zxid = proposal.zxid;
+        for (link, progress) in &self.learners {
+            if progress.is_live() {
+                let message = match progress.observer {
+                    true => Message::Inform(proposal.clone()),
+                    false => Message::Commit { zxid },
+                };
+                outputs.push(Output::Send {
+                    link: *link,
+                    message,
+                });
+            }
+        }
+    }
+
+    /// Confirms what is proposed now, once it is committed.
     pub(crate) fn sync(
         &mut self,
         core: &CoreState,
         origin: SyncOrigin,
         outputs: &mut Vec<Output<P>>,
     ) {
-        let SyncOrigin::Own(tag) = origin else { return };
-        self.syncs.push((self.outstanding.last(), tag));
-        self.release_syncs(core, outputs);
-    }
-
-    fn commit(&mut self, core: &mut CoreState, outputs: &mut Vec<Output<P>>) {
-        let (me, flushed) = (core.id(), core.log.flushed());
-        let reached = core
-            .config
-            .ensemble
-            .reached_by_quorum(|id| (id == me).then_some(flushed));
-        let Some(through) = reached else { return };
-        while self.outstanding.commit_next(through).is_some() {}
-        core.committed = core.committed.max(self.outstanding.committed());
-        core.deliver(outputs);
+        self.outstanding.sync(origin);
         self.release_syncs(core, outputs);
     }
 
     fn release_syncs(&mut self, core: &CoreState, outputs: &mut Vec<Output<P>>) {
-        let done = self
-            .syncs
-            .partition_point(|(after, _)| *after <= core.delivered);
-        let released = self.syncs.drain(..done);
-        outputs.extend(released.map(|(_, tag)| Output::Synced { tag }));
+        while let Some(origin) = self.outstanding.sync_done(core.delivered) {
+            match origin {
+                SyncOrigin::Own(tag) => outputs.push(Output::Synced { tag }),
+                SyncOrigin::Learner(link) if self.learners.contains_key(&link) => {
+                    let message = Message::Sync;
+                    outputs.push(Output::Send { link, message });
+                }
+                SyncOrigin::Learner(_) => {}
+            }
+        }
+    }
+
+    // What learners say.
+
+    /// A learner's first packet.
+    pub(crate) fn introduced(
+        &mut self,
+        core: &mut CoreState,
+        link: LinkId,
+        who: Introduction,
+        outputs: &mut Vec<Output<P>>,
+    ) -> Result<(), Violation> {
+        let ours = core.config.ensemble.version();
+        if who.config_version > ours {
+            outputs.push(Output::Close { link });
+            return Err(Violation::NewerConfig {
+                from: who.id,
+                theirs: who.config_version,
+                ours,
+            });
+        }
+        // The connection that it had before is dead, whether we know it yet or not.
+        let old = self
+            .learners
+            .iter()
+            .find(|(_, progress)| progress.id == who.id);
+        if let Some(old) = old.map(|(old, _)| *old) {
+            self.learners.remove(&old);
+            outputs.push(Output::Close { link: old });
+        }
+        let votes = core.config.ensemble.is_voter(who.id) && !who.observer;
+        if votes
+            && self
+                .phase
+                .epoch()
+                .is_some_and(|epoch| who.accepted_epoch > epoch)
+        {
+            // It has promised itself to a later epoch, which came to nothing, and can follow no
+            // leader of this one: only a new election brings it back.
+            self.resigned = true;
+        }
+        if self.learners.len() >= LEARNERS_MAX {
+            outputs.push(Output::Close { link });
+            return Ok(());
+        }
+        self.disloyal.remove(&who.id);
+        let progress = Progress::introduced(who.id, !votes, core.now);
+        let progress = self.learners.entry(link).or_insert(progress);
+        if let Some(epoch) = self.phase.epoch() {
+            tell_epoch(link, progress, epoch, outputs);
+        }
+        if let (Phase::Gathering(gathering), true) = (&mut self.phase, votes) {
+            gathering.hear(who.id, who.accepted_epoch);
+            self.choose_epoch(core, outputs);
+        }
+        Ok(())
+    }
+
+    /// Any later packet; `None` if the link is not a learner's.
+    pub(crate) fn received(
+        &mut self,
+        core: &mut CoreState,
+        link: LinkId,
+        message: Message<P>,
+        outputs: &mut Vec<Output<P>>,
+    ) -> Result<(), Violation> {
+        let packet = message.name();
+        let phase = self.phase_name();
+        let unexpected = Violation::Unexpected {
+            link,
+            packet,
+            phase,
+        };
+        let Some(progress) = self.learners.get_mut(&link) else {
+            outputs.push(Output::Close { link });
+            return Err(unexpected);
+        };
+        progress.heard_at = core.now;
+        let (from, stage) = (progress.id, progress.stage);
+        let serving = matches!(self.phase, Phase::Established { .. }) && stage == Stage::Synced;
+        let result = match message {
+            Message::AckEpoch {
+                current_epoch,
+                last_logged,
+            } if stage == Stage::Told => {
+                return self.promised(core, link, current_epoch, last_logged, outputs);
+            }
+            Message::Ack { zxid } if progress.is_live() => self.acked(core, link, zxid, outputs),
+            Message::Ping { .. } if progress.is_live() => Ok(()),
+            Message::Request(request) if serving => {
+                outputs.push(Output::Forwarded {
+                    link,
+                    from,
+                    request,
+                });
+                Ok(())
+            }
+            Message::Revalidate(payload) if serving => {
+                outputs.push(Output::Revalidate {
+                    link,
+                    from,
+                    payload,
+                });
+                Ok(())
+            }
+            _ => Err(unexpected),
+        };
+        if result.is_err() {
+            self.learners.remove(&link);
+            outputs.push(Output::Close { link });
+        }
+        result
+    }
+
+    fn promised(
+        &mut self,
+        core: &mut CoreState,
+        link: LinkId,
+        current_epoch: Option<Epoch>,
+        last_logged: Option<Zxid>,
+        outputs: &mut Vec<Output<P>>,
+    ) -> Result<(), Violation> {
+        let Some(progress) = self.learners.get_mut(&link) else {
+            return Ok(());
+        };
+        progress.stage = Stage::Answered { last_logged };
+        let from = progress.id;
+        match &mut self.phase {
+            Phase::Promised { promises, .. } => {
+                if progress.observer {
+                    return Ok(());
+                }
+                if let (Some(current_epoch), Some(last_logged)) = (current_epoch, last_logged) {
+                    let theirs = Summary {
+                        current_epoch,
+                        last_logged,
+                    };
+                    if !promises.promise(from, theirs) {
+                        self.resigned = true;
+                        return Err(Violation::LearnerAhead {
+                            from,
+                            current_epoch,
+                            last_logged,
+                        });
+                    }
+                    self.count_promises(core, outputs);
+                } else {
+                    self.resigned |= !promises.refuse(from, &core.config.ensemble);
+                }
+            }
+            Phase::Establishing { .. } | Phase::Established { .. } => {
+                self.synchronize(core, link, last_logged, outputs);
+            }
+            Phase::Gathering(_) | Phase::SavingEpoch { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn acked(
+        &mut self,
+        core: &mut CoreState,
+        link: LinkId,
+        zxid: Zxid,
+        outputs: &mut Vec<Output<P>>,
+    ) -> Result<(), Violation> {
+        let (committed, now) = (self.outstanding.committed(), core.now);
+        let epoch = self.phase.epoch();
+        let Some(progress) = self.learners.get_mut(&link) else {
+            return Ok(());
+        };
+        if zxid.counter() > 0 {
+            // Apache before 3.8.4 may acknowledge a proposal before NEWLEADER (ZOOKEEPER-4685); it is
+            // noted, and counts with the rest.
+            progress.ack(zxid, committed, core.log.history(), now)?;
+            if progress.stage == Stage::Synced && matches!(self.phase, Phase::Established { .. }) {
+                self.commit(core, outputs);
+            }
+            return Ok(());
+        }
+        if Some(zxid.epoch()) != epoch {
+            let (packet, phase) = ("ACK of another epoch", self.phase_name());
+            return Err(Violation::Unexpected {
+                link,
+                packet,
+                phase,
+            });
+        }
+        if progress.stage == Stage::Synced {
+            // The second one, for UPTODATE.
+            return Ok(());
+        }
+        progress.synced(now);
+        let (from, votes) = (progress.id, !progress.observer);
+        match &mut self.phase {
+            Phase::Establishing { acks, .. } => {
+                if votes {
+                    acks.insert(from);
+                }
+                self.count_takeovers(core, outputs);
+            }
+            Phase::Established { .. } => {
+                let message = Message::UpToDate;
+                outputs.push(Output::Send { link, message });
+                self.commit(core, outputs);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    pub(crate) fn disconnected(&mut self, link: LinkId) {
+        self.learners.remove(&link);
+    }
+
+    /// A voter is in an election of a later round: it has given up on this leader. If those that have
+    /// not are no quorum, a candidate need not wait for a time-out (ZOOKEEPER-3109).
+    pub(crate) fn disloyal(&mut self, core: &CoreState, from: ServerId) {
+        let connected = self.learners.values().any(|progress| progress.id == from);
+        if connected || matches!(self.phase, Phase::Established { .. }) {
+            return;
+        }
+        self.disloyal.insert(from);
+        let ensemble = &core.config.ensemble;
+        self.resigned |= !ensemble.is_quorum(|id| !self.disloyal.contains(&id));
+    }
+
+    // Upkeep.
+
+    pub(crate) fn tick(
+        &mut self,
+        core: &CoreState,
+        outputs: &mut Vec<Output<P>>,
+    ) -> Result<(), Violation> {
+        let (now, timing) = (core.now, core.config.timing);
+        if !matches!(self.phase, Phase::Established { .. }) {
+            self.resigned |= now.exceeds(self.phase_since, timing.init_limit);
+        }
+        if now >= self.ping_at {
+            self.ping_at = now.after(timing.tick_time.div_ceil(2));
+            self.ping(outputs);
+        }
+        if now >= self.upkeep_at {
+            self.upkeep_at = now.after(timing.tick_time);
+            self.check_quorum(core);
+        }
+        self.drop_silent(core, outputs)
+    }
+
+    fn ping(&self, outputs: &mut Vec<Output<P>>) {
+        let zxid = self.outstanding.last();
+        for (link, progress) in &self.learners {
+            // ZK: a learner that is not synchronized does not expect a PING.
+            if progress.is_live() {
+                let (link, message) = (*link, Message::Ping { zxid });
+                outputs.push(Output::Send { link, message });
+            }
+        }
+    }
+
+    /// Steps down when no quorum has been heard from lately.
+    fn check_quorum(&mut self, core: &CoreState) {
+        if !matches!(self.phase, Phase::Established { .. }) {
+            return;
+        }
+        let (me, limit) = (core.id(), core.config.timing.sync_limit);
+        let alive: BTreeSet<ServerId> = self
+            .learners
+            .values()
+            .filter(|progress| !progress.observer && progress.stage == Stage::Synced)
+            .filter(|progress| !core.now.exceeds(progress.heard_at, limit))
+            .map(|progress| progress.id)
+            .collect();
+        let ensemble = &core.config.ensemble;
+        self.resigned |= !ensemble.is_quorum(|id| id == me || alive.contains(&id));
+    }
+
+    fn drop_silent(
+        &mut self,
+        core: &CoreState,
+        outputs: &mut Vec<Output<P>>,
+    ) -> Result<(), Violation> {
+        let (now, timing) = (core.now, core.config.timing);
+        let mut violation = None;
+        self.learners.retain(|link, progress| {
+            let limit = match progress.stage {
+                Stage::Synced => timing.sync_limit,
+                // How long a snapshot takes is between the caller and the connection.
+                Stage::Snapshot | Stage::Reading => u64::MAX,
+                _ => timing.init_limit,
+            };
+            let late = progress.is_late(now, timing.sync_limit);
+            if late {
+                violation = Some(Violation::AckTimeout { from: progress.id });
+            }
+            let dead = late || now.exceeds(progress.heard_at, limit);
+            if dead {
+                outputs.push(Output::Close { link: *link });
+            }
+            !dead
+        });
+        violation.map_or(Ok(()), Err)
+    }
+
+    /// Whether it has given up, and only the replica has to be told.
+    pub(crate) const fn has_resigned(&self) -> bool {
+        self.resigned
+    }
+
+    pub(crate) const fn give_up(&mut self) {
+        self.resigned = true;
+    }
+
+    pub(crate) fn has_learner(&self, link: LinkId) -> bool {
+        self.learners.contains_key(&link)
+    }
+
+    /// Closes what is open.
+    pub(crate) fn leave(self, outputs: &mut Vec<Output<P>>) {
+        outputs.extend(self.learners.into_keys().map(|link| Output::Close { link }));
+    }
+
+    /// The epoch once a quorum has taken it over.
+    pub(crate) const fn established_epoch(&self) -> Option<Epoch> {
+        match self.phase {
+            Phase::Established { epoch } => Some(epoch),
+            _ => None,
+        }
+    }
+
+    pub(crate) const fn phase_name(&self) -> &'static str {
+        match self.phase {
+            Phase::Gathering(_) | Phase::SavingEpoch { .. } => "gathering accepted epochs",
+            Phase::Promised { .. } => "gathering promises",
+            Phase::Establishing { .. } => "synchronizing learners",
+            Phase::Established { .. } => "leading",
+        }
     }
 }
 
-/// Asks for a flush, once for a run of appends.
-pub(crate) fn request_flush<P>(outputs: &mut Vec<Output<P>>) {
-    if !matches!(outputs.last(), Some(Output::Flush)) {
-        outputs.push(Output::Flush);
-    }
+fn tell_epoch<P>(
+    link: LinkId,
+    progress: &mut Progress,
+    epoch: Epoch,
+    outputs: &mut Vec<Output<P>>,
+) {
+    progress.stage = Stage::Told;
+    let message = Message::LeaderInfo { epoch };
+    outputs.push(Output::Send { link, message });
 }

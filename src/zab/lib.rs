@@ -17,7 +17,7 @@
 //! - `delivered <= committed` and `delivered <= flushed`: what the tree shows is in this server's log.
 //! - An acknowledgement, the leader's own included, exists only after the flush it speaks of.
 //! - *History durable, then epoch durable, then ACK NEWLEADER*: the types of
-//!   synchronization permit no other order.
+//!   [`synchronization`] permit no other order.
 //! - zxids within an epoch have no gaps. This is asserted for what we send and checked for what we
 //!   receive.
 //!
@@ -28,19 +28,24 @@
 mod broadcast;
 mod contract;
 mod core_state;
+mod discovery;
+mod election;
 mod history;
 mod leader;
+mod learner;
 mod log;
 mod message;
+mod progress;
 mod quorum;
 mod replica;
+pub mod synchronization;
 mod timer;
 mod violation;
 
 pub use contract::{Config, Epochs, Input, Mode, Output, Recovered, Role, SyncOrigin};
 pub use history::{EpochSpan, History};
 pub use log::LogGeneration;
-pub use message::{LinkId, Message, Proposal};
+pub use message::{LinkId, Message, Notification, Proposal};
 pub use quorum::{Ensemble, EnsembleError, Weights};
 pub use replica::Replica;
 pub use timer::Timing;

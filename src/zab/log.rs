@@ -17,14 +17,15 @@ pub struct LogGeneration(pub u64);
 #[derive(Debug)]
 pub(crate) struct Log {
     history: History,
-    flushed: Zxid,
+    /// `None` after a truncation, until a flush tells that it is durable.
+    flushed: Option<Zxid>,
     generation: LogGeneration,
 }
 
 impl Log {
     /// What recovery found, which is durable.
     pub(crate) const fn recovered(history: History) -> Self {
-        let flushed = history.last();
+        let flushed = Some(history.last());
         Self {
             history,
             flushed,
@@ -54,21 +55,21 @@ impl Log {
             "a flush through {through:?}, but the log ends at {:?}",
             self.last()
         );
-        self.flushed = self.flushed.max(through);
+        self.flushed = self.flushed.max(Some(through));
         true
     }
 
     /// Cuts the log; what is durable of the rest stays so once the cut is, which the next flush tells.
     pub(crate) fn truncate(&mut self, to: Zxid) -> LogGeneration {
         self.history.truncate(to);
-        self.flushed = Zxid::ZERO;
+        self.flushed = None;
         self.next_generation()
     }
 
     /// Begins a new log after a snapshot that is durable.
     pub(crate) fn replace(&mut self, base: Zxid) {
         self.history = History::starting_at(base);
-        self.flushed = base;
+        self.flushed = Some(base);
     }
 
     pub(crate) fn purge(&mut self, through: Zxid) {
@@ -88,8 +89,14 @@ impl Log {
         self.history.last()
     }
 
-    pub(crate) const fn flushed(&self) -> Zxid {
-        self.flushed
+    /// The last durable record; zero while that is not known.
+    pub(crate) fn flushed(&self) -> Zxid {
+        self.flushed.unwrap_or(Zxid::ZERO)
+    }
+
+    /// Whether all of the log through `zxid` is durable, a truncation before it included.
+    pub(crate) fn is_durable_through(&self, zxid: Zxid) -> bool {
+        self.flushed.is_some_and(|flushed| flushed >= zxid)
     }
 
     pub(crate) const fn generation(&self) -> LogGeneration {
@@ -111,7 +118,7 @@ mod tests {
         let now = log.truncate(zxid(1));
         log.append(zxid(2));
         assert!(!log.flushed_through(zxid(2), before));
-        assert_eq!(log.flushed(), Zxid::ZERO);
+        assert!(!log.is_durable_through(Zxid::ZERO));
         assert!(log.flushed_through(zxid(2), now));
         assert_eq!(log.flushed(), zxid(2));
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ringkeeper_proto::election::{Ballot, PeerState};
 use ringkeeper_proto::{Epoch, ServerId, Zxid};
 
 /// One connection between a learner and its leader: a number that the caller never uses again, so
@@ -18,6 +19,17 @@ pub struct Proposal<P> {
     pub zxid: Zxid,
     /// Its bytes.
     pub payload: P,
+}
+
+/// A message of the election. On its way out the caller adds the text of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Notification {
+    /// What the sender is doing.
+    pub state: PeerState,
+    /// Whom it votes for, or follows.
+    pub ballot: Ballot,
+    /// Its election round (ZooKeeper: `logicalclock`).
+    pub round: u64,
 }
 
 /// A packet on a learner's link. The direction of each is given; anything that comes the other way
@@ -45,8 +57,9 @@ pub enum Message<P> {
         /// The epoch of the last leader whose history it took over; `None` (-1 on the wire) if the
         /// answer does not count as a promise.
         current_epoch: Option<Epoch>,
-        /// The end of its log.
-        last_logged: Zxid,
+        /// The end of its log; `None` (-1 on the wire) if the leader should send a snapshot whatever
+        /// the log holds.
+        last_logged: Option<Zxid>,
     },
     /// Leader: you have a prefix of my history; the rest follows (DIFF).
     Diff {

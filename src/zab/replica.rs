@@ -1,12 +1,17 @@
 //! The state machine: one `step` for every input.
 
-use ringkeeper_proto::Zxid;
+use ringkeeper_proto::election::{Ballot, PeerState, Vote};
+use ringkeeper_proto::{Epoch, ServerId, Zxid};
 
-use crate::contract::{Config, Input, Mode, Output, Recovered, Role};
+use crate::contract::{Config, Epochs, Input, Mode, Output, Recovered, Role};
 use crate::core_state::CoreState;
+use crate::election::{Elected, Election};
 use crate::leader::Leader;
+use crate::learner::Learner;
 use crate::log::LogGeneration;
-use crate::message::{LinkId, Proposal};
+use crate::message::{LinkId, Message, Notification, Proposal};
+use crate::progress::Introduction;
+use crate::quorum::Ensemble;
 use crate::violation::Violation;
 
 /// One member of an ensemble, or a server alone.
@@ -16,14 +21,29 @@ use crate::violation::Violation;
 pub struct Replica<P> {
     core: CoreState,
     phase: Phase<P>,
+    /// The election round, and what the last election found.
+    round: u64,
+    vote: Option<Vote>,
 }
 
 #[derive(Debug)]
 enum Phase<P> {
     /// Built, not started.
     New,
+    Looking(Looking),
     Leading(Leader<P>),
+    Learning(Learner),
 }
+
+#[derive(Debug)]
+struct Looking {
+    election: Election,
+    /// Learners whose election was over sooner, one connection for each, until this server's is.
+    early: Vec<(LinkId, Introduction)>,
+}
+
+/// How many early learners wait.
+const EARLY_MAX: usize = 64;
 
 impl<P: Clone> Replica<P> {
     /// A replica of what storage holds. It does nothing before the first [`Input::Tick`].
@@ -31,6 +51,8 @@ impl<P: Clone> Replica<P> {
         Self {
             core: CoreState::new(config, recovered),
             phase: Phase::New,
+            round: 0,
+            vote: None,
         }
     }
 
@@ -43,98 +65,353 @@ impl<P: Clone> Replica<P> {
     /// When the caller breaks its side: a zxid that was not assigned here, or a completion of
     /// something that was never asked for. Nothing that a peer sends does that.
     pub fn step(&mut self, input: Input<P>, outputs: &mut Vec<Output<P>>) -> Result<(), Violation> {
-        match input {
+        let result = match input {
             Input::Tick => self.tick(outputs),
-            Input::Proposed { zxid, payload } => {
-                let Phase::Leading(leader) = &mut self.phase else {
-                    panic!("proposed without being the leader");
-                };
-                leader.propose(&mut self.core, Proposal { zxid, payload }, outputs);
+            Input::Received { link, message } => self.received(link, message, outputs),
+            other => {
+                self.notice(other, outputs);
+                Ok(())
             }
-            Input::Flushed {
-                through,
-                generation,
-            } => self.flushed(through, generation, outputs),
-            Input::HistoryPurged { through } => self.core.log.purge(through),
-            Input::Sync { origin } => {
-                if let Phase::Leading(leader) = &mut self.phase {
-                    leader.sync(&self.core, origin, outputs);
+        };
+        let over = match &self.phase {
+            Phase::Leading(leader) => leader.has_resigned(),
+            Phase::Learning(learner) => learner.is_lost(),
+            Phase::New | Phase::Looking(_) => false,
+        };
+        if over {
+            self.look(outputs);
+        }
+        result
+    }
+
+    /// Inputs that cannot violate anything.
+    fn notice(&mut self, input: Input<P>, outputs: &mut Vec<Output<P>>) {
+        let core = &mut self.core;
+        match (input, &mut self.phase) {
+            (Input::Proposed { zxid, payload }, Phase::Leading(leader)) => {
+                leader.propose(core, Proposal { zxid, payload }, outputs);
+            }
+            (Input::Proposed { .. }, _) => panic!("proposed without being the leader"),
+            (
+                Input::Flushed {
+                    through,
+                    generation,
+                },
+                phase,
+            ) => {
+                if core.log.flushed_through(through, generation) {
+                    match phase {
+                        Phase::Leading(leader) => leader.flushed(core, outputs),
+                        Phase::Learning(learner) => learner.flushed(core, outputs),
+                        Phase::New | Phase::Looking(_) => {}
+                    }
                 }
             }
-            Input::Received { link, message } => {
-                return Err(self.unexpected(link, message.name(), outputs));
+            (Input::EpochSaved { epochs }, phase) => {
+                core.epoch_saved(epochs);
+                match phase {
+                    Phase::Leading(leader) => leader.epoch_saved(core, epochs, outputs),
+                    Phase::Learning(learner) => learner.epoch_saved(core, epochs, outputs),
+                    Phase::New | Phase::Looking(_) => {}
+                }
             }
-            Input::EpochSaved { .. }
-            | Input::SnapshotInstalled { .. }
-            | Input::SnapshotFailed { .. }
-            | Input::SnapshotSent { .. }
-            | Input::HistoryRead { .. }
-            | Input::HistoryGone { .. }
-            | Input::Connected { .. }
-            | Input::Disconnected { .. } => {}
+            (Input::SnapshotInstalled { generation }, Phase::Learning(learner)) => {
+                learner.snapshot_done(core, generation, true);
+            }
+            (Input::SnapshotFailed { generation }, Phase::Learning(learner)) => {
+                learner.snapshot_done(core, generation, false);
+            }
+            (Input::SnapshotSent { link }, Phase::Leading(leader)) => {
+                leader.snapshot_sent(core, link, outputs);
+            }
+            (Input::HistoryRead { link, proposals }, Phase::Leading(leader)) => {
+                leader.history_read(core, link, proposals, outputs);
+            }
+            (Input::HistoryGone { link }, Phase::Leading(leader)) => {
+                leader.history_gone(link, outputs);
+            }
+            (Input::HistoryPurged { through }, _) => core.log.purge(through.min(core.delivered)),
+            (Input::Notified { from, notification }, _) => {
+                self.notified(from, notification, outputs);
+            }
+            (Input::Reachable { peer, reachable }, _) => {
+                self.reachable(peer, reachable, outputs);
+            }
+            (Input::Connected { leader, link }, Phase::Learning(learner)) => {
+                learner.connected(core, leader, link, outputs);
+            }
+            (Input::Connected { link, .. }, _) => outputs.push(Output::Close { link }),
+            (Input::ConnectFailed { leader }, Phase::Learning(learner)) => {
+                learner.connect_failed(leader);
+            }
+            (Input::Disconnected { link }, phase) => match phase {
+                Phase::Leading(leader) => leader.disconnected(link),
+                Phase::Learning(learner) => learner.disconnected(link),
+                Phase::Looking(looking) => looking.early.retain(|(early, _)| *early != link),
+                Phase::New => {}
+            },
+            (Input::Sync { origin }, Phase::Leading(leader)) => {
+                leader.sync(core, origin, outputs);
+            }
+            (Input::GiveUp { resynchronize }, phase) => {
+                core.wants_snapshot |= resynchronize;
+                match phase {
+                    Phase::Leading(leader) => leader.give_up(),
+                    Phase::Learning(learner) => learner.give_up(),
+                    Phase::New | Phase::Looking(_) => {}
+                }
+            }
+            // What was asked for in a role that is gone.
+            (
+                Input::SnapshotInstalled { .. }
+                | Input::SnapshotFailed { .. }
+                | Input::SnapshotSent { .. }
+                | Input::HistoryRead { .. }
+                | Input::HistoryGone { .. }
+                | Input::ConnectFailed { .. }
+                | Input::Sync { .. },
+                _,
+            ) => {}
+            (Input::Tick | Input::Received { .. }, _) => {}
+        }
+    }
+
+    fn tick(&mut self, outputs: &mut Vec<Output<P>>) -> Result<(), Violation> {
+        self.core.now = self.core.now.after(1);
+        match (&mut self.phase, self.core.config.mode) {
+            (Phase::New, Mode::Standalone) => {
+                self.phase = Phase::Leading(Leader::alone(&mut self.core, outputs));
+            }
+            (Phase::New, Mode::Ensemble) => self.look(outputs),
+            (Phase::Looking(looking), _) => {
+                let elected = looking.election.tick(&self.core, outputs);
+                self.settle(elected, outputs);
+            }
+            (Phase::Leading(leader), _) => return leader.tick(&self.core, outputs),
+            (Phase::Learning(learner), _) => learner.tick(&self.core),
         }
         Ok(())
     }
 
-    fn tick(&mut self, outputs: &mut Vec<Output<P>>) {
-        self.core.now = self.core.now.after(1);
-        if let (Phase::New, Mode::Standalone) = (&self.phase, self.core.config.mode) {
-            self.phase = Phase::Leading(Leader::alone(&mut self.core, outputs));
+    /// Leaves the role and begins an election. A server alone leads on: there is nobody else.
+    fn look(&mut self, outputs: &mut Vec<Output<P>>) {
+        let was = self.role();
+        match std::mem::replace(&mut self.phase, Phase::New) {
+            Phase::Leading(leader) => leader.leave(outputs),
+            Phase::Learning(learner) => learner.leave(outputs),
+            Phase::New | Phase::Looking(_) => {}
         }
-    }
-
-    fn flushed(&mut self, through: Zxid, generation: LogGeneration, outputs: &mut Vec<Output<P>>) {
-        if !self.core.log.flushed_through(through, generation) {
+        if was != Role::Looking {
+            let role = Role::Looking;
+            outputs.push(Output::ChangeRole { role });
+        }
+        if self.core.config.mode == Mode::Standalone {
+            self.phase = Phase::Leading(Leader::alone(&mut self.core, outputs));
             return;
         }
-        match &mut self.phase {
-            Phase::New => {}
-            Phase::Leading(leader) => leader.flushed(&mut self.core, outputs),
-        }
+        self.core.new_ensemble = false;
+        let mut election = Election::begin(&self.core, self.round, outputs);
+        let elected = election.tick(&self.core, outputs);
+        self.phase = Phase::Looking(Looking {
+            election,
+            early: Vec::new(),
+        });
+        self.settle(elected, outputs);
     }
 
-    fn unexpected(
-        &self,
-        link: LinkId,
-        packet: &'static str,
+    /// Takes the role that an election gave, if it is over.
+    fn settle(&mut self, elected: Option<Elected>, outputs: &mut Vec<Output<P>>) {
+        let Some(Elected { vote, round }) = elected else {
+            return;
+        };
+        let Phase::Looking(looking) = std::mem::replace(&mut self.phase, Phase::New) else {
+            return;
+        };
+        let core = &mut self.core;
+        core.new_ensemble = looking.election.votes();
+        self.round = round;
+        self.vote = Some(vote);
+        if vote.leader != core.id() {
+            let links = looking.early.into_iter();
+            outputs.extend(links.map(|(link, _)| Output::Close { link }));
+            self.phase = Phase::Learning(Learner::connect(core, vote.leader, outputs));
+            return;
+        }
+        let mut leader = Leader::elected(core, outputs);
+        for (link, introduction) in looking.early {
+            // A refused one is closed; that it came early changes nothing.
+            let _ = leader.introduced(core, link, introduction, outputs);
+        }
+        self.phase = Phase::Leading(leader);
+    }
+
+    fn notified(
+        &mut self,
+        from: ServerId,
+        notification: Notification,
         outputs: &mut Vec<Output<P>>,
-    ) -> Violation {
-        outputs.push(Output::Close { link });
-        Violation::Unexpected {
-            link,
-            packet,
-            phase: self.phase_name(),
+    ) {
+        let core = &self.core;
+        if let Phase::Looking(looking) = &mut self.phase {
+            let elected = looking.election.notified(core, from, notification, outputs);
+            self.settle(elected, outputs);
+            return;
+        }
+        let voter = core.config.ensemble.is_voter(from);
+        if voter && notification.state != PeerState::Looking {
+            return;
+        }
+        if let (Phase::Leading(leader), true) = (&mut self.phase, voter)
+            && notification.round > self.round
+        {
+            leader.disloyal(core, from);
+        }
+        self.tell_vote(from, outputs);
+    }
+
+    /// Answers a server that looks for a leader.
+    fn tell_vote(&self, to: ServerId, outputs: &mut Vec<Output<P>>) {
+        let (state, epoch) = match &self.phase {
+            Phase::Leading(leader) => (PeerState::Leading, leader.established_epoch()),
+            Phase::Learning(learner) if learner.is_observer() => {
+                (PeerState::Observing, learner.serving_epoch())
+            }
+            Phase::Learning(learner) => (PeerState::Following, learner.serving_epoch()),
+            Phase::New | Phase::Looking(_) => return,
+        };
+        let Some(vote) = self.vote else { return };
+        // ZK: `updateElectionVote`. All members of an established ensemble name the same epoch.
+        let vote = Vote {
+            peer_epoch: epoch.unwrap_or(vote.peer_epoch),
+            ..vote
+        };
+        let notification = Notification {
+            state,
+            ballot: Ballot::For(vote),
+            round: self.round,
+        };
+        outputs.push(Output::Notify { to, notification });
+    }
+
+    fn reachable(&mut self, peer: ServerId, reachable: bool, outputs: &mut Vec<Output<P>>) {
+        let core = &mut self.core;
+        if !core.config.ensemble.is_voter(peer) {
+            return;
+        }
+        if reachable {
+            core.unreachable.remove(&peer);
+        } else {
+            core.unreachable.insert(peer);
+        }
+        if let Phase::Looking(looking) = &mut self.phase {
+            if reachable {
+                looking.election.reachable(peer, outputs);
+            }
+            let elected = looking.election.decide(core);
+            self.settle(elected, outputs);
         }
     }
 
-    const fn phase_name(&self) -> &'static str {
-        match self.phase {
-            Phase::New => "starting",
-            Phase::Leading(_) => "leading",
+    fn received(
+        &mut self,
+        link: LinkId,
+        message: Message<P>,
+        outputs: &mut Vec<Output<P>>,
+    ) -> Result<(), Violation> {
+        let core = &mut self.core;
+        if let Message::LearnerInfo {
+            id,
+            observer,
+            accepted_epoch,
+            config_version,
+        } = message
+        {
+            let introduction = Introduction {
+                id,
+                observer,
+                accepted_epoch,
+                config_version,
+            };
+            match &mut self.phase {
+                Phase::Leading(leader) if !leader.has_learner(link) => {
+                    return leader.introduced(core, link, introduction, outputs);
+                }
+                Phase::Looking(looking) => looking.introduced(link, introduction, outputs),
+                _ => outputs.push(Output::Close { link }),
+            }
+            return Ok(());
+        }
+        match &mut self.phase {
+            Phase::Leading(leader) => leader.received(core, link, message, outputs),
+            Phase::Learning(learner) => learner.received(core, link, message, outputs),
+            Phase::New | Phase::Looking(_) => {
+                // Late: the link was closed when the role ended.
+                outputs.push(Output::Close { link });
+                Ok(())
+            }
         }
     }
 
     /// The zxid that the next proposal must have; `None` when this server may not propose.
     pub fn next_zxid(&self) -> Option<Zxid> {
         match &self.phase {
-            Phase::New => None,
             Phase::Leading(leader) => leader.next_zxid(&self.core),
+            _ => None,
         }
     }
 
     /// What this replica is to its clients.
-    pub const fn role(&self) -> Role {
-        match self.phase {
-            Phase::New => Role::Looking,
-            Phase::Leading(_) => Role::Leading {
-                epoch: self.core.epochs.current,
-            },
+    pub fn role(&self) -> Role {
+        match &self.phase {
+            Phase::New | Phase::Looking(_) => Role::Looking,
+            Phase::Leading(leader) => leader
+                .established_epoch()
+                .map_or(Role::Looking, |epoch| Role::Leading { epoch }),
+            Phase::Learning(learner) => learner.role(),
         }
+    }
+
+    /// As learner: the link to the leader.
+    pub const fn leader_link(&self) -> Option<LinkId> {
+        match &self.phase {
+            Phase::Learning(learner) => learner.link(),
+            _ => None,
+        }
+    }
+
+    /// What it is doing, in words, for an operator.
+    pub const fn phase_name(&self) -> &'static str {
+        match &self.phase {
+            Phase::New => "starting",
+            Phase::Looking(_) => "electing a leader",
+            Phase::Leading(leader) => leader.phase_name(),
+            Phase::Learning(learner) => learner.phase_name(),
+        }
+    }
+
+    /// The members.
+    pub const fn ensemble(&self) -> &Ensemble {
+        &self.core.config.ensemble
+    }
+
+    /// The epochs as they are durable.
+    pub const fn epochs(&self) -> Epochs {
+        self.core.epochs
+    }
+
+    /// The epoch whose history this server has taken over.
+    pub const fn current_epoch(&self) -> Epoch {
+        self.core.epochs.current
     }
 
     /// The end of the log, durable or not.
     pub const fn last_logged(&self) -> Zxid {
         self.core.log.last()
+    }
+
+    /// The largest zxid known to be committed.
+    pub const fn committed(&self) -> Zxid {
+        self.core.committed
     }
 
     /// The last zxid given out with [`Output::Commit`], or recovered as committed.
@@ -145,6 +422,26 @@ impl<P: Clone> Replica<P> {
     /// What a flush issued now, after all outputs so far have been carried out, reports.
     pub const fn log_generation(&self) -> LogGeneration {
         self.core.log.generation()
+    }
+}
+
+impl Looking {
+    fn introduced<P>(
+        &mut self,
+        link: LinkId,
+        introduction: Introduction,
+        outputs: &mut Vec<Output<P>>,
+    ) {
+        let same = |(_, other): &(LinkId, Introduction)| other.id == introduction.id;
+        if let Some(at) = self.early.iter().position(same) {
+            let (link, _) = self.early.remove(at);
+            outputs.push(Output::Close { link });
+        }
+        if self.early.len() < EARLY_MAX {
+            self.early.push((link, introduction));
+        } else {
+            outputs.push(Output::Close { link });
+        }
     }
 }
 

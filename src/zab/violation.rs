@@ -74,6 +74,15 @@ pub enum Violation {
         /// What this server knows as committed.
         committed: Zxid,
     },
+    /// A leader that asks to cut the log at a zxid that it does not have, or where a snapshot covers it.
+    /// The next leader is asked for a snapshot.
+    #[error("the log cannot be cut at {to} (it ends at {last_logged})")]
+    TruncateUnknown {
+        /// Where to cut.
+        to: Zxid,
+        /// The end of the log.
+        last_logged: Zxid,
+    },
     /// A learner that has activated a newer configuration than the leader.
     #[error("server {from} has configuration {theirs:#x}, this leader {ours:#x}")]
     NewerConfig {

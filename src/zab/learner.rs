@@ -1,0 +1,618 @@
+//! The following side: from connecting to a leader to losing it.
+//!
+//! ```text
+//!   Connecting -> Introduced -> Promising -> Promised -> [Installing ->] Receiving
+//!      -> TakingOver -> Taken -> Serving
+//! ```
+//!
+//! Invariants:
+//! - no acknowledgement leaves before the flush it speaks of, and none before that of NEWLEADER;
+//! - each PROPOSAL gets one ACK, in order, except those that the leader said were committed before
+//!   NEWLEADER;
+//! - nothing is delivered before UPTODATE: until then no quorum need have what the leader sends, though
+//!   it sends COMMIT for its own log's tail too;
+//! - every packet is defined in every phase: what is not expected closes the link.
+
+use std::collections::VecDeque;
+
+use ringkeeper_proto::{Epoch, ServerId, Zxid};
+
+use crate::contract::{Epochs, Output, Role};
+use crate::core_state::{CoreState, request_flush};
+use crate::log::LogGeneration;
+use crate::message::{LinkId, Message, Proposal};
+use crate::synchronization::Takeover;
+use crate::timer::Moment;
+use crate::violation::Violation;
+
+#[derive(Debug)]
+pub(crate) struct Learner {
+    leader: ServerId,
+    observer: bool,
+    link: Option<LinkId>,
+    phase: Phase,
+    heard_at: Moment,
+    lost: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// No connection yet.
+    Connecting,
+    /// Waiting for LEADERINFO.
+    Introduced,
+    /// The leader's epoch is being saved as accepted.
+    Promising { epoch: Epoch },
+    /// ACKEPOCH is sent; waiting for DIFF, TRUNC or SNAP.
+    Promised { epoch: Epoch },
+    /// A snapshot is coming in and being made durable.
+    Installing {
+        epoch: Epoch,
+        zxid: Zxid,
+        generation: LogGeneration,
+    },
+    /// The leader's history is coming in; waiting for NEWLEADER.
+    Receiving { epoch: Epoch, stream: Stream },
+    /// NEWLEADER came: history and epoch are being made durable.
+    TakingOver {
+        epoch: Epoch,
+        takeover: Takeover,
+        stream: Stream,
+    },
+    /// NEWLEADER is acknowledged; waiting for UPTODATE.
+    Taken { epoch: Epoch, stream: Stream },
+    /// Synchronized.
+    Serving { epoch: Epoch, stream: Stream },
+}
+
+/// The leader's proposals and commits, in order.
+#[derive(Debug)]
+struct Stream {
+    /// Proposals at or below came with the snapshot.
+    snapshot: Zxid,
+    /// The last one the leader said is committed, or that its DIFF, TRUNC or SNAP began with.
+    committed: Zxid,
+    /// Proposals in the log that are to be acknowledged, in order.
+    to_ack: VecDeque<Zxid>,
+    /// Where SYNC packets came: after the commit of these.
+    syncs: VecDeque<Zxid>,
+}
+
+impl Stream {
+    const fn after(committed: Zxid) -> Self {
+        Self {
+            snapshot: Zxid::ZERO,
+            committed,
+            to_ack: VecDeque::new(),
+            syncs: VecDeque::new(),
+        }
+    }
+
+    fn propose<P>(
+        &mut self,
+        core: &mut CoreState,
+        epoch: Epoch,
+        proposal: Proposal<P>,
+        outputs: &mut Vec<Output<P>>,
+    ) -> Result<(), Violation> {
+        let (zxid, last_logged) = (proposal.zxid, core.log.last());
+        if zxid <= self.snapshot {
+            // Apache's snapshots are taken while proposals are already queued; it shows these.
+            return Ok(());
+        }
+        if zxid.epoch() > epoch {
+            return Err(Violation::ProposalOrder { zxid, last_logged });
+        }
+        if zxid != last_logged {
+            if !core.log.history().continues_with(zxid) {
+                return Err(Violation::ProposalOrder { zxid, last_logged });
+            }
+            core.log.append(zxid);
+            outputs.push(Output::Append { proposal });
+            request_flush(outputs);
+        }
+        // An Apache leader may send a zxid again (an error txn's): not logged twice, but acknowledged.
+        self.to_ack.push_back(zxid);
+        Ok(())
+    }
+
+    fn commit(&mut self, core: &CoreState, zxid: Zxid) -> Result<(), Violation> {
+        if zxid <= self.committed || zxid <= self.snapshot {
+            return Ok(());
+        }
+        if core.log.history().successor(self.committed) != Some(zxid) {
+            return Err(Violation::CommitOrder {
+                zxid,
+                committed: self.committed,
+                last_logged: core.log.last(),
+            });
+        }
+        self.committed = zxid;
+        Ok(())
+    }
+
+    /// Acknowledges what has become durable.
+    fn ack_flushed<P>(&mut self, core: &CoreState, link: LinkId, outputs: &mut Vec<Output<P>>) {
+        while let Some(zxid) = self.to_ack.front().copied()
+            && core.log.is_durable_through(zxid)
+        {
+            self.to_ack.pop_front();
+            let message = Message::Ack { zxid };
+            outputs.push(Output::Send { link, message });
+        }
+    }
+
+    fn release_syncs<P>(&mut self, core: &CoreState, outputs: &mut Vec<Output<P>>) {
+        while self
+            .syncs
+            .front()
+            .is_some_and(|after| *after <= core.delivered)
+        {
+            self.syncs.pop_front();
+            outputs.push(Output::SyncDone);
+        }
+    }
+}
+
+/// How many unanswered SYNC packets or acknowledgements a leader may cause before it is not believed.
+const QUEUE_LEN_MAX: usize = 1 << 20;
+
+impl Learner {
+    pub(crate) fn connect<P>(
+        core: &CoreState,
+        leader: ServerId,
+        outputs: &mut Vec<Output<P>>,
+    ) -> Self {
+        outputs.push(Output::Connect { leader });
+        Self {
+            leader,
+            observer: !core.config.ensemble.is_voter(core.id()),
+            link: None,
+            phase: Phase::Connecting,
+            heard_at: core.now,
+            lost: false,
+        }
+    }
+
+    pub(crate) fn connected<P>(
+        &mut self,
+        core: &CoreState,
+        leader: ServerId,
+        link: LinkId,
+        outputs: &mut Vec<Output<P>>,
+    ) {
+        if leader != self.leader || !matches!(self.phase, Phase::Connecting) {
+            outputs.push(Output::Close { link });
+            return;
+        }
+        self.link = Some(link);
+        self.phase = Phase::Introduced;
+        self.heard_at = core.now;
+        let message = Message::LearnerInfo {
+            id: core.id(),
+            observer: self.observer,
+            accepted_epoch: core.accepted_asked(),
+            config_version: core.config.ensemble.version(),
+        };
+        outputs.push(Output::Send { link, message });
+    }
+
+    pub(crate) fn connect_failed(&mut self, leader: ServerId) {
+        self.lost |= leader == self.leader && matches!(self.phase, Phase::Connecting);
+    }
+
+    pub(crate) fn disconnected(&mut self, link: LinkId) {
+        if self.link == Some(link) {
+            self.link = None;
+            // Until storage has answered it is not known what the log is.
+            self.lost |= !matches!(self.phase, Phase::Installing { .. });
+        }
+    }
+
+    /// A packet of the leader's.
+    pub(crate) fn received<P>(
+        &mut self,
+        core: &mut CoreState,
+        link: LinkId,
+        message: Message<P>,
+        outputs: &mut Vec<Output<P>>,
+    ) -> Result<(), Violation> {
+        let unexpected = Violation::Unexpected {
+            link,
+            packet: message.name(),
+            phase: self.phase_name(),
+        };
+        if self.link != Some(link) {
+            outputs.push(Output::Close { link });
+            return Err(unexpected);
+        }
+        self.heard_at = core.now;
+        let result = match self.handle(core, link, message, outputs) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(unexpected),
+            Err(violation) => Err(violation),
+        };
+        self.lost |= result.is_err();
+        result
+    }
+
+    /// Handles a packet; false if it cannot come now.
+    fn handle<P>(
+        &mut self,
+        core: &mut CoreState,
+        link: LinkId,
+        message: Message<P>,
+        outputs: &mut Vec<Output<P>>,
+    ) -> Result<bool, Violation> {
+        let phase = std::mem::replace(&mut self.phase, Phase::Connecting);
+        match (phase, message) {
+            (Phase::Introduced, Message::LeaderInfo { epoch }) => {
+                self.leader_info(core, link, epoch, outputs)?;
+            }
+            (Phase::Promised { epoch }, Message::Diff { .. }) if !core.must_install() => {
+                let stream = Stream::after(core.log.last());
+                self.phase = Phase::Receiving { epoch, stream };
+            }
+            (Phase::Promised { epoch }, Message::Trunc { zxid }) if !core.must_install() => {
+                truncate(core, zxid, outputs)?;
+                let stream = Stream::after(zxid);
+                self.phase = Phase::Receiving { epoch, stream };
+            }
+            (Phase::Promised { epoch }, Message::Snap { zxid }) => {
+                keeps_committed(core, zxid)?;
+                let generation = core.log.next_generation();
+                self.phase = Phase::Installing {
+                    epoch,
+                    zxid,
+                    generation,
+                };
+                outputs.push(Output::InstallSnapshot {
+                    link,
+                    zxid,
+                    generation,
+                });
+            }
+            (Phase::Receiving { epoch, stream }, Message::NewLeader { epoch: named, .. })
+                if named == epoch =>
+            {
+                self.new_leader(core, epoch, stream, outputs)?;
+            }
+            (Phase::Taken { epoch, stream }, Message::UpToDate) => {
+                self.up_to_date(core, link, epoch, stream, outputs);
+            }
+            (phase, message) => {
+                self.phase = phase;
+                return self.stream(core, link, message, outputs);
+            }
+        }
+        Ok(true)
+    }
+
+    fn leader_info<P>(
+        &mut self,
+        core: &mut CoreState,
+        link: LinkId,
+        epoch: Epoch,
+        outputs: &mut Vec<Output<P>>,
+    ) -> Result<(), Violation> {
+        let accepted = core.accepted_asked();
+        if epoch < accepted {
+            return Err(Violation::StaleEpoch { epoch, accepted });
+        }
+        if epoch > accepted {
+            // The promise is durable before the answer leaves.
+            core.accept_epoch(epoch, outputs);
+            self.phase = Phase::Promising { epoch };
+        } else {
+            // Promised once already: to promise again could elect two leaders for one epoch.
+            self.send_ack_epoch(core, link, epoch, None, outputs);
+        }
+        Ok(())
+    }
+
+    fn send_ack_epoch<P>(
+        &mut self,
+        core: &CoreState,
+        link: LinkId,
+        epoch: Epoch,
+        current_epoch: Option<Epoch>,
+        outputs: &mut Vec<Output<P>>,
+    ) {
+        self.phase = Phase::Promised { epoch };
+        let message = Message::AckEpoch {
+            // A blank server's promise proves nothing: it has lost what it promised before.
+            current_epoch: current_epoch.filter(|_| !core.must_install()),
+            last_logged: Some(core.log.last()).filter(|_| !core.must_install()),
+        };
+        outputs.push(Output::Send { link, message });
+    }
+
+    fn new_leader<P>(
+        &mut self,
+        core: &mut CoreState,
+        epoch: Epoch,
+        mut stream: Stream,
+        outputs: &mut Vec<Output<P>>,
+    ) -> Result<(), Violation> {
+        keeps_committed(core, core.log.last())?;
+        // ZK: what was committed before NEWLEADER needs no acknowledgement of its own.
+        let committed = stream.committed;
+        stream.to_ack.retain(|zxid| *zxid > committed);
+        let takeover = Takeover::begin(core, epoch, outputs);
+        self.phase = Phase::TakingOver {
+            epoch,
+            takeover,
+            stream,
+        };
+        // What is durable already need not wait for a flush to say so again.
+        self.flushed(core, outputs);
+        Ok(())
+    }
+
+    fn up_to_date<P>(
+        &mut self,
+        core: &mut CoreState,
+        link: LinkId,
+        epoch: Epoch,
+        mut stream: Stream,
+        outputs: &mut Vec<Output<P>>,
+    ) {
+        let zxid = Zxid::new(epoch, 0);
+        let message = Message::Ack { zxid };
+        outputs.push(Output::Send { link, message });
+        core.commit_through(stream.committed, outputs);
+        stream.release_syncs(core, outputs);
+        self.phase = Phase::Serving { epoch, stream };
+        outputs.push(Output::ChangeRole { role: self.role() });
+    }
+
+    /// Packets that come once the history flows.
+    fn stream<P>(
+        &mut self,
+        core: &mut CoreState,
+        link: LinkId,
+        message: Message<P>,
+        outputs: &mut Vec<Output<P>>,
+    ) -> Result<bool, Violation> {
+        let (leader, observer) = (self.leader, self.observer);
+        let serving = matches!(self.phase, Phase::Serving { .. });
+        let taken = serving || matches!(self.phase, Phase::Taken { .. });
+        let Some((epoch, stream)) = self.phase.stream_mut() else {
+            // ZK: a PING before synchronization is done is passed over.
+            return Ok(matches!(message, Message::Ping { .. }));
+        };
+        match message {
+            Message::Proposal(_) if observer && serving => {} // ZK: "Ignoring proposal"
+            Message::Commit { .. } if observer && serving => {}
+            Message::Proposal(proposal) => stream.propose(core, epoch, proposal, outputs)?,
+            Message::Commit { zxid } => stream.commit(core, zxid)?,
+            Message::Inform(proposal) if observer => {
+                let zxid = proposal.zxid;
+                if zxid > stream.committed {
+                    stream.propose(core, epoch, proposal, outputs)?;
+                    stream.commit(core, zxid)?;
+                }
+            }
+            // An Apache leader would take an answer for the acknowledgement of NEWLEADER.
+            Message::Ping { .. } if !taken => {}
+            Message::Ping { zxid } => {
+                let message = Message::Ping { zxid };
+                outputs.push(Output::Send { link, message });
+            }
+            Message::Sync if serving => stream.syncs.push_back(stream.committed),
+            Message::Revalidate(payload) if serving => outputs.push(Output::Revalidate {
+                link,
+                from: leader,
+                payload,
+            }),
+            _ => return Ok(false),
+        }
+        if observer {
+            stream.to_ack.clear();
+        }
+        if serving {
+            core.commit_through(stream.committed, outputs);
+            stream.release_syncs(core, outputs);
+        }
+        if taken {
+            stream.ack_flushed(core, link, outputs);
+        }
+        Ok(stream.to_ack.len().max(stream.syncs.len()) <= QUEUE_LEN_MAX)
+    }
+
+    /// More of the log is durable.
+    pub(crate) fn flushed<P>(&mut self, core: &mut CoreState, outputs: &mut Vec<Output<P>>) {
+        let Some(link) = self.link else { return };
+        match std::mem::replace(&mut self.phase, Phase::Connecting) {
+            Phase::TakingOver {
+                epoch,
+                takeover,
+                stream,
+            } => {
+                let takeover = takeover.flushed(core, outputs);
+                self.phase = Phase::TakingOver {
+                    epoch,
+                    takeover,
+                    stream,
+                };
+            }
+            Phase::Taken { epoch, mut stream } => {
+                stream.ack_flushed(core, link, outputs);
+                self.phase = Phase::Taken { epoch, stream };
+            }
+            Phase::Serving { epoch, mut stream } => {
+                stream.ack_flushed(core, link, outputs);
+                core.deliver(outputs);
+                stream.release_syncs(core, outputs);
+                self.phase = Phase::Serving { epoch, stream };
+            }
+            other => self.phase = other,
+        }
+    }
+
+    /// Epochs are durable.
+    pub(crate) fn epoch_saved<P>(
+        &mut self,
+        core: &mut CoreState,
+        saved: Epochs,
+        outputs: &mut Vec<Output<P>>,
+    ) {
+        let Some(link) = self.link else { return };
+        match std::mem::replace(&mut self.phase, Phase::Connecting) {
+            Phase::Promising { epoch } if saved.accepted >= epoch => {
+                let current = Some(core.epochs.current);
+                self.send_ack_epoch(core, link, epoch, current, outputs);
+            }
+            Phase::TakingOver {
+                epoch,
+                takeover,
+                mut stream,
+            } => match takeover.saved(saved) {
+                Ok(taken) => {
+                    core.blank = false;
+                    core.wants_snapshot = false;
+                    let message = taken.ack();
+                    outputs.push(Output::Send { link, message });
+                    stream.ack_flushed(core, link, outputs);
+                    self.phase = Phase::Taken { epoch, stream };
+                }
+                Err(takeover) => {
+                    self.phase = Phase::TakingOver {
+                        epoch,
+                        takeover,
+                        stream,
+                    };
+                }
+            },
+            other => self.phase = other,
+        }
+    }
+
+    /// Storage has answered: log and tree are the snapshot's, or as before.
+    pub(crate) fn snapshot_done(
+        &mut self,
+        core: &mut CoreState,
+        generation: LogGeneration,
+        installed: bool,
+    ) {
+        let Phase::Installing {
+            epoch,
+            zxid,
+            generation: ours,
+        } = self.phase
+        else {
+            return;
+        };
+        assert_eq!(generation, ours, "the snapshot of another generation");
+        if installed {
+            core.log.replace(zxid);
+            core.delivered = zxid;
+            let mut stream = Stream::after(zxid);
+            stream.snapshot = zxid;
+            self.phase = Phase::Receiving { epoch, stream };
+        }
+        self.lost |= !installed || self.link.is_none();
+    }
+
+    pub(crate) const fn tick(&mut self, core: &CoreState) {
+        let limit = match self.phase {
+            Phase::Taken { .. } | Phase::Serving { .. } => core.config.timing.sync_limit,
+            // How long a snapshot takes is between the caller and the connection.
+            Phase::Installing { .. } => return,
+            _ => core.config.timing.init_limit,
+        };
+        self.lost |= core.now.exceeds(self.heard_at, limit);
+    }
+
+    /// Gives the leader up; not while storage replaces the log, which is awaited.
+    pub(crate) const fn give_up(&mut self) {
+        self.lost |= !matches!(self.phase, Phase::Installing { .. });
+    }
+
+    /// Whether the leader is lost, and only the replica has to be told.
+    pub(crate) const fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    pub(crate) fn leave<P>(self, outputs: &mut Vec<Output<P>>) {
+        outputs.extend(self.link.map(|link| Output::Close { link }));
+    }
+
+    pub(crate) const fn is_observer(&self) -> bool {
+        self.observer
+    }
+
+    /// The leader's epoch once this server serves.
+    pub(crate) const fn serving_epoch(&self) -> Option<Epoch> {
+        match self.phase {
+            Phase::Serving { epoch, .. } => Some(epoch),
+            _ => None,
+        }
+    }
+
+    pub(crate) const fn link(&self) -> Option<LinkId> {
+        self.link
+    }
+
+    pub(crate) fn role(&self) -> Role {
+        let leader = self.leader;
+        match self.serving_epoch() {
+            None => Role::Looking,
+            Some(epoch) if self.observer => Role::Observing { leader, epoch },
+            Some(epoch) => Role::Following { leader, epoch },
+        }
+    }
+
+    pub(crate) const fn phase_name(&self) -> &'static str {
+        match self.phase {
+            Phase::Connecting => "connecting to the leader",
+            Phase::Introduced => "waiting for the leader's epoch",
+            Phase::Promising { .. } => "saving the leader's epoch",
+            Phase::Promised { .. } => "waiting for the leader's choice",
+            Phase::Installing { .. } => "installing a snapshot",
+            Phase::Receiving { .. } => "receiving the leader's history",
+            Phase::TakingOver { .. } => "making the history durable",
+            Phase::Taken { .. } => "waiting for a quorum",
+            Phase::Serving { .. } => "following",
+        }
+    }
+}
+
+impl Phase {
+    const fn stream_mut(&mut self) -> Option<(Epoch, &mut Stream)> {
+        match self {
+            Self::Receiving { epoch, stream }
+            | Self::TakingOver { epoch, stream, .. }
+            | Self::Taken { epoch, stream }
+            | Self::Serving { epoch, stream } => Some((*epoch, stream)),
+            _ => None,
+        }
+    }
+}
+
+/// A leader whose history lacks what is known to be committed must not be followed.
+const fn keeps_committed(core: &CoreState, to: Zxid) -> Result<(), Violation> {
+    let committed = core.committed;
+    match to.0 < committed.0 {
+        true => Err(Violation::LosesCommitted { to, committed }),
+        false => Ok(()),
+    }
+}
+
+fn truncate<P>(
+    core: &mut CoreState,
+    to: Zxid,
+    outputs: &mut Vec<Output<P>>,
+) -> Result<(), Violation> {
+    keeps_committed(core, to)?;
+    if !core.log.history().contains(to) {
+        // Cut into a snapshot, or at something that is not here: only a snapshot helps.
+        core.wants_snapshot = true;
+        let last_logged = core.log.last();
+        return Err(Violation::TruncateUnknown { to, last_logged });
+    }
+    let generation = core.log.truncate(to);
+    outputs.push(Output::Truncate { to, generation });
+    request_flush(outputs);
+    Ok(())
+}

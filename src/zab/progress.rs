@@ -1,0 +1,173 @@
+//! What a leader knows of one learner.
+//!
+//! Invariant: `acked <= sent`, and `sent` is a zxid of the leader's history.
+
+use ringkeeper_proto::{Epoch, ServerId, Zxid};
+
+use crate::history::History;
+use crate::timer::Moment;
+use crate::violation::Violation;
+
+#[derive(Debug)]
+pub(crate) struct Progress {
+    pub(crate) id: ServerId,
+    /// Gets INFORM instead of PROPOSAL and COMMIT, and its acknowledgements do not count.
+    pub(crate) observer: bool,
+    pub(crate) stage: Stage,
+    /// The end of what it was sent, or had before.
+    pub(crate) sent: Zxid,
+    /// The end of what it said is durable; counts from [`Stage::Synced`] on.
+    acked: Zxid,
+    pub(crate) heard_at: Moment,
+    /// Since when the proposal after `acked` waits, if one does.
+    unacked_since: Option<Moment>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// It has said who it is; the epoch is not known yet.
+    Introduced,
+    /// It was told the epoch.
+    Told,
+    /// It has answered; discovery is not over.
+    Answered { last_logged: Option<Zxid> },
+    /// A snapshot is on its way.
+    Snapshot,
+    /// The log is read for it, up to what is committed.
+    Reading,
+    /// It was sent all there is, and NEWLEADER; what is proposed from now on goes to it.
+    Live,
+    /// It has acknowledged NEWLEADER, so its log is the leader's.
+    Synced,
+}
+
+impl Progress {
+    pub(crate) const fn introduced(id: ServerId, observer: bool, now: Moment) -> Self {
+        Self {
+            id,
+            observer,
+            stage: Stage::Introduced,
+            sent: Zxid::ZERO,
+            acked: Zxid::ZERO,
+            heard_at: now,
+            unacked_since: None,
+        }
+    }
+
+    /// Whether proposals go to it as they are made.
+    pub(crate) const fn is_live(&self) -> bool {
+        matches!(self.stage, Stage::Live | Stage::Synced)
+    }
+
+    /// NEWLEADER is sent. What it is told is committed by then it need not acknowledge.
+    pub(crate) const fn go_live(&mut self, committed: Zxid) {
+        self.stage = Stage::Live;
+        self.acked = committed;
+    }
+
+    /// It has acknowledged NEWLEADER.
+    pub(crate) fn synced(&mut self, now: Moment) {
+        self.stage = Stage::Synced;
+        self.unacked_since = (self.acked < self.sent).then_some(now);
+    }
+
+    /// A proposal is sent.
+    pub(crate) fn sent(&mut self, zxid: Zxid, now: Moment) {
+        self.sent = zxid;
+        self.unacked_since.get_or_insert(now);
+    }
+
+    /// It acknowledges a proposal. Acknowledgements are not cumulative: one that leaves out a proposal
+    /// which is not committed yet tells of a hole in its log.
+    pub(crate) fn ack(
+        &mut self,
+        zxid: Zxid,
+        committed: Zxid,
+        history: &History,
+        now: Moment,
+    ) -> Result<(), Violation> {
+        if zxid <= self.acked {
+            return Ok(());
+        }
+        let next = history.successor(self.acked.max(committed));
+        if zxid > self.sent || (zxid > committed && next != Some(zxid)) {
+            return Err(Violation::AckOrder {
+                from: self.id,
+                zxid,
+                sent: self.sent,
+                acked: self.acked,
+            });
+        }
+        self.acked = zxid;
+        self.unacked_since = (zxid < self.sent).then_some(now);
+        Ok(())
+    }
+
+    /// How far it counts towards a quorum.
+    pub(crate) fn counts_through(&self) -> Option<Zxid> {
+        (self.stage == Stage::Synced && !self.observer).then_some(self.acked)
+    }
+
+    /// Whether it has left a proposal without acknowledgement for too long.
+    pub(crate) fn is_late(&self, now: Moment, limit: u64) -> bool {
+        self.stage == Stage::Synced
+            && !self.observer
+            && self
+                .unacked_since
+                .is_some_and(|since| now.exceeds(since, limit))
+    }
+}
+
+/// What a learner says when it introduces itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Introduction {
+    pub(crate) id: ServerId,
+    pub(crate) observer: bool,
+    pub(crate) accepted_epoch: Epoch,
+    pub(crate) config_version: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acknowledgements_count_one_by_one() {
+        let zxid = |counter| Zxid::new(Epoch(1), counter);
+        let mut history = History::starting_at(Zxid::ZERO);
+        for counter in 1..=5 {
+            history.append(zxid(counter));
+        }
+        let now = Moment(7);
+        let mut progress = Progress::introduced(ServerId(2), false, now);
+        progress.go_live(zxid(1));
+        progress.sent(zxid(2), now);
+        progress.sent(zxid(4), now);
+        let mut ack = |counter, committed| {
+            let result = progress.ack(zxid(counter), zxid(committed), &history, now);
+            (result.is_ok(), progress.acked)
+        };
+        assert_eq!(ack(1, 1), (true, zxid(1)), "known");
+        assert_eq!(ack(3, 1), (false, zxid(1)), "2 is left out");
+        assert_eq!(ack(2, 1), (true, zxid(2)));
+        assert_eq!(ack(2, 1), (true, zxid(2)), "again");
+        assert_eq!(ack(4, 3), (true, zxid(4)), "3 is left out but committed");
+        assert_eq!(ack(5, 4), (false, zxid(4)), "was never sent");
+    }
+
+    #[test]
+    fn only_a_synced_voter_counts_and_is_late() {
+        let now = Moment(1);
+        let mut progress = Progress::introduced(ServerId(2), false, now);
+        progress.go_live(Zxid(3));
+        progress.sent(Zxid(4), now);
+        assert_eq!(progress.counts_through(), None);
+        assert!(!progress.is_late(Moment(99), 10));
+        progress.stage = Stage::Synced;
+        assert_eq!(progress.counts_through(), Some(Zxid(3)));
+        assert!(progress.is_late(Moment(99), 10));
+        assert!(!progress.is_late(Moment(9), 10));
+        progress.observer = true;
+        assert_eq!(progress.counts_through(), None);
+    }
+}
