@@ -460,8 +460,10 @@ mod tests {
     }
 
     fn standalone(last_logged: Zxid, committed: Zxid) -> Replica<&'static str> {
+        let mut history = History::starting_at(committed);
+        history.recover(last_logged);
         let recovered = Recovered {
-            history: History::starting_at(last_logged),
+            history,
             committed,
             ..Recovered::default()
         };
@@ -479,7 +481,7 @@ mod tests {
 
     #[test]
     fn a_server_alone_leads_at_once_and_continues_its_epoch() {
-        let mut replica = standalone(zxid(0, 7), zxid(0, 5));
+        let mut replica = standalone(zxid(0, 7), zxid(0, 6));
         assert_eq!(replica.next_zxid(), None);
         let role = Role::Leading { epoch: Epoch(0) };
         let through = zxid(0, 7);
