@@ -1,1 +1,41 @@
-fn main() {}
+//! The server: one binary that serves, checks a machine, and tells its version.
+//!
+//! Everything that names glommio's executors, clocks, signals and files comes together here; what decides is in the crates
+//! `zab`, `tree` and `config`.
+
+mod check;
+mod client;
+mod clients;
+mod clock;
+mod command_line;
+mod config_file;
+mod connection_throttle;
+mod core;
+mod core_report;
+mod counts;
+mod fatal;
+mod four_letter;
+mod intake;
+mod link;
+mod logging;
+mod messages;
+mod monitor;
+mod outbox;
+mod publication;
+mod read_path;
+mod recovery;
+mod replica_loop;
+mod report;
+mod serve;
+mod sessions;
+mod settings;
+mod shard;
+mod shard_loop;
+mod snapshots;
+mod stats;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    command_line::run(serve::run)
+}

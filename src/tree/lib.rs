@@ -20,13 +20,17 @@ mod quota;
 mod quota_check;
 pub mod session;
 pub mod settings;
+pub mod snapshot;
 pub mod sweep;
 mod tree;
 pub mod watch;
 
 pub use acl_table::AclHandle;
 pub use apply::{Applied, Event};
+pub use execute::Executed;
 pub use node::{CONTAINER_OWNER, Node, NodeKind, TTL_MS_MAX};
+pub use prepare::{Context, SessionState, Undecodable};
 pub use quota::{Quota, StatsTrack};
+pub use quota_check::QuotaWarning;
 pub use settings::Settings;
 pub use tree::Tree;

@@ -1,0 +1,447 @@
+//! The replica core's state: it orders every write, and no reply leaves before its write is durable.
+//!
+//! A write's way: a message from a shard is executed against `head` and encoded straight into the
+//! open log batch; a batch goes to the log when fewer than [`WRITES_IN_FLIGHT_MAX`] are on their way,
+//! so under load the next one fills while one is written: group commit without a delay. Zab hears of
+//! the flush and says what is committed; what is committed is published to the shards.
+//!
+//! Invariants:
+//! - `published <= committed <= flushed <= head.zxid()`.
+//! - Batches are written, committed and published in the order in which they were filled.
+//! - Replies exist only in publications.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::mem;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use ringkeeper_config::ContainersConfig;
+use ringkeeper_proto::reply::WriteReply;
+use ringkeeper_proto::txn::{encode_record, record_len};
+use ringkeeper_proto::{OpCode, Request, SessionId, ZkError, Zxid};
+use ringkeeper_storage::{Batch, Disk, StorageError, TxnLog};
+use ringkeeper_transport::Chain;
+use ringkeeper_tree::execute::{
+    Executed, execute, execute_close_session, execute_create_session, execute_error,
+};
+use ringkeeper_tree::{Context, Event, SessionState, Tree, Undecodable, sweep};
+use ringkeeper_zab::{Input, Output, Replica};
+
+use crate::clock;
+use crate::core_report::CoreStats;
+use crate::messages::{CoreMessage, ShardMessage, WriteMessage};
+use crate::outbox::Outbox;
+use crate::publication::{Answer, ClientKey, Publication, Step};
+use crate::sessions::Sessions;
+use crate::settings::Settings;
+use crate::snapshots::{SnapshotTaken, Snapshots};
+
+/// How many log writes may be on their way at once: one, and a second that fills the device's queue
+/// while the first completes.
+pub(crate) const WRITES_IN_FLIGHT_MAX: usize = 2;
+
+/// What a transaction may take beside its request's bytes: header, digest, and an ACL that fix-up has
+/// expanded. Only decides when a batch is closed early; a longer one still fits.
+const TXN_BYTES_BESIDE_BODY: usize = 512;
+
+/// What a step counts for when the lag of a shard is measured, in bytes.
+const STEP_BYTES: usize = 256;
+
+/// A filled batch until it is published.
+#[derive(Debug)]
+struct Sealed {
+    /// Its last zxid; of a batch without transactions, the last one before it.
+    through: Zxid,
+    publication: Publication,
+}
+
+/// The replica core.
+#[derive(Debug)]
+pub(crate) struct Core<D: Disk> {
+    pub(crate) settings: Arc<Settings>,
+    zab: Replica<()>,
+    outputs: Vec<Output<()>>,
+    pub(crate) log: TxnLog<D>,
+    head: Tree,
+    /// The batch that is being filled: its records, steps and events.
+    batch: Batch<D::Buffer>,
+    steps: Vec<Step>,
+    events: Vec<Event>,
+    /// Closed batches that wait for their turn to be written.
+    to_write: VecDeque<Batch<D::Buffer>>,
+    writes_in_flight: usize,
+    sealed: VecDeque<Sealed>,
+    committed: Zxid,
+    published: Tree,
+    pub(crate) sessions: Sessions,
+    chain: Chain<Publication>,
+    /// Publications that every shard has left behind, until they are disposed of.
+    freed: Vec<Publication>,
+    shards: Vec<Outbox<ShardMessage>>,
+    snapshots: Snapshots,
+    /// A snapshot that is written and not registered yet, and who waits for one.
+    taken: Option<SnapshotTaken>,
+    taken_waker: Option<Waker>,
+    pub(crate) stats: CoreStats,
+    shards_stopped: usize,
+}
+
+/// What a core is made of.
+#[derive(Debug)]
+pub(crate) struct CoreParts<D: Disk> {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) zab: Replica<()>,
+    pub(crate) log: TxnLog<D>,
+    pub(crate) tree: Tree,
+    pub(crate) sessions: Sessions,
+    pub(crate) chain: Chain<Publication>,
+    pub(crate) shards: Vec<Outbox<ShardMessage>>,
+    pub(crate) snapshots: Snapshots,
+}
+
+impl<D: Disk> Core<D> {
+    /// A core whose tree is what recovery found.
+    pub(crate) fn new(parts: CoreParts<D>) -> Self {
+        let mut log = parts.log;
+        let batch = log.new_batch();
+        let mut core = Self {
+            settings: parts.settings,
+            zab: parts.zab,
+            outputs: Vec::new(),
+            log,
+            committed: parts.tree.zxid(),
+            published: parts.tree.clone(),
+            head: parts.tree,
+            batch,
+            steps: Vec::new(),
+            events: Vec::new(),
+            to_write: VecDeque::new(),
+            writes_in_flight: 0,
+            sealed: VecDeque::new(),
+            sessions: parts.sessions,
+            chain: parts.chain,
+            freed: Vec::new(),
+            shards: parts.shards,
+            snapshots: parts.snapshots,
+            taken: None,
+            taken_waker: None,
+            stats: CoreStats::default(),
+            shards_stopped: 0,
+        };
+        // The first tick makes a server without an ensemble the leader of itself.
+        core.input(Input::Tick);
+        core
+    }
+
+    /// Takes one message.
+    pub(crate) fn hear(&mut self, message: CoreMessage) {
+        match message {
+            CoreMessage::NewSession { from, timeout_ms } => self.new_session(from, timeout_ms),
+            CoreMessage::Reconnect { from, session, timeout_ms } => {
+                self.reconnect(from, session, timeout_ms);
+            }
+            CoreMessage::Write(write) => self.write(&write),
+            CoreMessage::Disconnected { from, session } => self.sessions.detach(session, from),
+            CoreMessage::SnapshotTaken(taken) => self.snapshot_taken(taken),
+            // Who asked has gone when this fails.
+            CoreMessage::Report(to) => _ = to.send(self.report()),
+            CoreMessage::ResetStatistics => self.stats.reset(),
+            CoreMessage::ShardStopped => self.shards_stopped += 1,
+        }
+    }
+
+    fn new_session(&mut self, to: ClientKey, timeout_ms: i32) {
+        let session = self.sessions.open(timeout_ms, to, clock::monotonic_ms());
+        self.own(session.session, Answer::Session { to, session }, |head, zxid, context, _| {
+            execute_create_session(head, zxid, timeout_ms, context)
+        });
+    }
+
+    fn reconnect(&mut self, from: ClientKey, session: SessionId, timeout_ms: i32) {
+        let now_ms = clock::monotonic_ms();
+        match self.sessions.reattach(session, timeout_ms, from, now_ms) {
+            None => self.tell(from.shard, ShardMessage::Expired { to: from }),
+            Some((session, None)) => {
+                self.tell(from.shard, ShardMessage::Attach { to: from, session });
+            }
+            Some((session, Some(client))) => {
+                self.tell(client.shard, ShardMessage::Detach { client, then: from, session });
+            }
+        }
+    }
+
+    fn tell(&mut self, shard: u32, message: ShardMessage) {
+        if let Some(shard) = self.shards.get_mut(shard as usize) {
+            shard.send(message);
+        }
+    }
+
+    fn write(&mut self, write: &WriteMessage) {
+        let &WriteMessage { from: to, session, xid, op, keep_before, .. } = write;
+        self.make_room(write.body.len());
+        let before = keep_before.then(|| self.head.clone());
+        if op == OpCode::Sync {
+            // Its place in the order is its meaning: everything before it is committed when it is
+            // answered.
+            let answer = Answer::Write { to, xid, outcome: Ok(WriteReply::Empty) };
+            self.step(self.head.zxid(), before, answer);
+            return;
+        }
+        if let Err(error) = self.log.admits() {
+            tracing::error!(%error, "write refused");
+            let answer = Answer::Write { to, xid, outcome: Err(ZkError::SystemError) };
+            self.step(self.head.zxid(), before, answer);
+            return;
+        }
+        let is_open = self.sessions.is_open(session);
+        let settings = Arc::clone(&self.settings);
+        let context = Context {
+            session,
+            session_state: if is_open { SessionState::Live } else { SessionState::Closing },
+            cxid: xid.0,
+            time_ms: clock::wall_ms(),
+            identities: &write.identities,
+            settings: &settings.tree,
+        };
+        let zxid = self.next_zxid();
+        let (head, events) = (&mut self.head, &mut self.events);
+        let executed = match Request::decode(op, &write.body) {
+            Ok(request) => execute(head, zxid, &request, &context, events),
+            Err(error) => {
+                let failed = Undecodable::new(op, &error);
+                if !failed.takes_zxid {
+                    let answer = Answer::Write { to, xid, outcome: Err(failed.error) };
+                    self.step(self.head.zxid(), before, answer);
+                    return;
+                }
+                execute_error(head, zxid, failed.error, &context)
+            }
+        };
+        if op == OpCode::CloseSession {
+            self.sessions.close(session);
+        }
+        self.record(executed, before, |outcome| Answer::Write { to, xid, outcome });
+    }
+
+    /// Executes a transaction of the server's own, in the name of `session`.
+    fn own<'x>(
+        &mut self,
+        session: SessionId,
+        answer: Answer,
+        execute: impl FnOnce(&mut Tree, Zxid, &Context<'_>, &mut Vec<Event>) -> Executed<'x>,
+    ) {
+        self.make_room(0);
+        let settings = Arc::clone(&self.settings);
+        let context =
+            Context { session, ..Context::internal(clock::wall_ms(), &settings.tree) };
+        let zxid = self.next_zxid();
+        let executed = execute(&mut self.head, zxid, &context, &mut self.events);
+        self.record(executed, None, |_| answer);
+    }
+
+    fn next_zxid(&self) -> Zxid {
+        self.zab.next_zxid().expect("a server without an ensemble always leads")
+    }
+
+    /// Encodes a transaction into the open batch.
+    fn record(
+        &mut self,
+        executed: Executed<'_>,
+        before: Option<Tree>,
+        answer: impl FnOnce(Result<WriteReply, ZkError>) -> Answer,
+    ) {
+        let Executed { header, txn, outcome, digest, warnings } = executed;
+        for warning in warnings {
+            self.stats.warn_of_quota(&warning);
+        }
+        let digest = self.settings.config.ensemble.tree_digest.then_some(&digest);
+        let len = record_len(&txn, digest.is_some());
+        self.batch
+            .append(header.zxid, len, |mut place| encode_record(&header, &txn, digest, &mut place))
+            .expect("execute keeps transactions within the limit, and zxids grow");
+        self.stats.logged(header.zxid, self.head.digest(), len);
+        self.input(Input::Proposed { zxid: header.zxid, payload: () });
+        self.step(header.zxid, before, answer(outcome));
+    }
+
+    fn step(&mut self, zxid: Zxid, before: Option<Tree>, answer: Answer) {
+        self.steps.push(Step { zxid, events_end: self.events.len(), before, answer });
+    }
+
+    /// Closes the open batch when a transaction of about `body_bytes` might not fit it.
+    fn make_room(&mut self, body_bytes: usize) {
+        if !self.batch.has_room(body_bytes + TXN_BYTES_BESIDE_BODY) {
+            self.seal();
+        }
+    }
+
+    /// Closes the open batch.
+    fn seal(&mut self) {
+        if self.steps.is_empty() {
+            return;
+        }
+        let publication = Publication {
+            tree: self.head.clone(),
+            steps: mem::take(&mut self.steps),
+            events: mem::take(&mut self.events),
+        };
+        self.sealed.push_back(Sealed { through: self.head.zxid(), publication });
+        if !self.batch.is_empty() {
+            let next = self.log.new_batch();
+            self.to_write.push_back(mem::replace(&mut self.batch, next));
+        }
+    }
+
+    /// The next log write, when one may be on its way now.
+    pub(crate) fn next_write(
+        &mut self,
+    ) -> Option<impl Future<Output = Result<Zxid, StorageError>> + 'static + use<D>> {
+        if self.writes_in_flight >= WRITES_IN_FLIGHT_MAX {
+            return None;
+        }
+        if self.to_write.is_empty() {
+            self.seal();
+            // A batch of nothing but refusals needs no write, only its turn.
+            self.publish();
+        }
+        let batch = self.to_write.pop_front()?;
+        self.writes_in_flight += 1;
+        Some(self.log.write(batch, self.committed))
+    }
+
+    /// A write has completed: everything up to `through` is durable.
+    pub(crate) fn flushed(&mut self, through: Zxid) {
+        self.writes_in_flight -= 1;
+        self.input(Input::Flushed { through, generation: self.zab.log_generation() });
+        self.publish();
+    }
+
+    fn input(&mut self, input: Input<()>) {
+        let mut outputs = mem::take(&mut self.outputs);
+        self.zab
+            .step(input, &mut outputs)
+            .expect("a server without an ensemble has no peer that could break the protocol");
+        let mut flush_wanted = false;
+        for output in outputs.drain(..) {
+            match output {
+                Output::Commit { through } => self.committed = through,
+                Output::Flush => flush_wanted = true,
+                _ => {}
+            }
+        }
+        self.outputs = outputs;
+        // What is recovered is durable; everything else is answered when its batch is written.
+        if flush_wanted && self.batch.is_empty() && self.sealed.is_empty() && self.steps.is_empty() {
+            let through = self.log.durable_through().max(self.committed);
+            if through == self.head.zxid() && self.zab.delivered() < through {
+                self.input(Input::Flushed { through, generation: self.zab.log_generation() });
+            }
+        }
+    }
+
+    /// Publishes every batch that is committed.
+    fn publish(&mut self) {
+        let mut published = false;
+        while let Some(sealed) = self.sealed.front()
+            && sealed.through <= self.committed
+            && let Some(Sealed { publication, .. }) = self.sealed.pop_front()
+        {
+            let bytes = publication.steps.len() * STEP_BYTES;
+            self.published = publication.tree.clone();
+            self.chain.append(publication, bytes, &mut self.freed);
+            published = true;
+        }
+        if published {
+            self.chain.ring();
+        }
+    }
+
+    /// After a turn: what was said goes out, what is left behind is disposed of.
+    pub(crate) fn end_turn(&mut self) {
+        self.shards.iter_mut().for_each(Outbox::flush);
+        self.freed.clear();
+        self.snapshots.start_if_due(&self.published, &mut self.stats.since_snapshot);
+    }
+
+    fn snapshot_taken(&mut self, taken: Result<SnapshotTaken, String>) {
+        self.snapshots.ended(taken.as_ref().ok().map(|taken| taken.info.bytes));
+        match taken {
+            Ok(taken) => {
+                self.stats.snapshots_taken += 1;
+                self.stats.last_snapshot_ms = taken.ms;
+                self.taken = Some(taken);
+                if let Some(waker) = self.taken_waker.take() {
+                    waker.wake();
+                }
+            }
+            Err(error) => {
+                self.stats.snapshot_errors += 1;
+                tracing::error!(error, "snapshot failed; the log keeps everything until one succeeds");
+            }
+        }
+    }
+
+    /// A snapshot that has been written and is to be registered.
+    pub(crate) fn poll_taken(&mut self, context: &std::task::Context<'_>) -> Poll<SnapshotTaken> {
+        match self.taken.take() {
+            Some(taken) => Poll::Ready(taken),
+            None => {
+                self.taken_waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Attests the last batch of the log, so that damage to it can be told from a torn write.
+    pub(crate) fn seal_log(
+        &mut self,
+    ) -> impl Future<Output = Result<Zxid, StorageError>> + 'static + use<D> {
+        self.log.seal(self.committed)
+    }
+
+    /// Whether nothing waits to be written or published.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.writes_in_flight == 0
+            && self.steps.is_empty()
+            && self.to_write.is_empty()
+            && self.sealed.is_empty()
+    }
+
+    /// Closes the sessions that have expired.
+    pub(crate) fn expire_sessions(&mut self) {
+        for session in self.sessions.expired(clock::monotonic_ms()) {
+            tracing::info!(%session, "session expired");
+            self.stats.sessions_expired += 1;
+            let Some(closed) = self.sessions.close(session) else { continue };
+            let answer = closed.owner.map_or(Answer::Nobody, |to| Answer::Dropped { to });
+            self.own(session, answer, execute_close_session);
+        }
+    }
+
+    /// Containers that are empty and TTL znodes that have expired.
+    pub(crate) fn deletable_containers(&self) -> Vec<String> {
+        let never_used_ms_max = self.containers().never_used_ms_max.unwrap_or(0);
+        let never_used_ms_max = i64::try_from(never_used_ms_max).unwrap_or(i64::MAX);
+        sweep::expired(&self.published, clock::wall_ms(), never_used_ms_max)
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Deletes a container or a TTL znode, unless it has become used meanwhile.
+    pub(crate) fn delete_container(&mut self, path: &str) {
+        self.own(SessionId::NONE, Answer::Nobody, |head, zxid, context, events| {
+            execute(head, zxid, &Request::DeleteContainer { path }, context, events)
+        });
+    }
+
+    /// How containers are to be deleted.
+    pub(crate) fn containers(&self) -> &ContainersConfig {
+        &self.settings.config.containers
+    }
+
+    /// Whether every shard has stopped and nothing is under way any more.
+    pub(crate) fn is_done(&self) -> bool {
+        self.shards_stopped == self.shards.len() && self.is_idle()
+    }
+}

@@ -1,0 +1,104 @@
+//! What all shards count together: connections, outstanding requests, connect tokens.
+//!
+//! Requests are counted with one relaxed atomic; the lock is taken only when a connection comes or
+//! goes.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::connection_throttle::ConnectionThrottle;
+use crate::settings::Settings;
+
+/// Counters and limits of the whole server.
+#[derive(Debug)]
+pub(crate) struct SharedCounts {
+    outstanding: AtomicUsize,
+    outstanding_max: usize,
+    connections: Mutex<Connections>,
+    per_address_max: usize,
+    total_max: usize,
+    throttle: Option<ConnectionThrottle>,
+}
+
+#[derive(Debug, Default)]
+struct Connections {
+    total: usize,
+    per_address: HashMap<IpAddr, usize>,
+}
+
+impl SharedCounts {
+    /// Nothing yet, with the limits of `settings`; a limit of 0 is no limit.
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self {
+            outstanding: AtomicUsize::new(0),
+            outstanding_max: settings.config.throttle.outstanding_max as usize,
+            connections: Mutex::default(),
+            per_address_max: settings.config.clients.per_address_max.unwrap_or(0) as usize,
+            total_max: settings.config.clients.total_max.unwrap_or(0) as usize,
+            throttle: ConnectionThrottle::new(&settings.config.connection_throttle),
+        }
+    }
+
+    /// A request waits for the replica core, or behind one that does.
+    pub(crate) fn started(&self) {
+        self.outstanding.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Such a request is answered, or its connection is gone.
+    pub(crate) fn finished(&self) {
+        self.outstanding.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many wait.
+    pub(crate) fn outstanding(&self) -> usize {
+        self.outstanding.load(Ordering::Relaxed)
+    }
+
+    /// Whether so many wait that a connection that waits itself should not be read
+    /// (`globalOutstandingLimit`).
+    pub(crate) fn over_limit(&self) -> bool {
+        self.outstanding() > self.outstanding_max
+    }
+
+    /// Counts a connection in, unless there are too many of them (`maxClientCnxns`, `maxCnxns`).
+    ///
+    /// # Errors
+    /// Which limit it would exceed.
+    pub(crate) fn connected(&self, address: IpAddr) -> Result<(), &'static str> {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.total_max > 0 && connections.total >= self.total_max {
+            return Err("maxCnxns");
+        }
+        let here = connections.per_address.entry(address).or_default();
+        if self.per_address_max > 0 && *here >= self.per_address_max {
+            return Err("maxClientCnxns");
+        }
+        *here += 1;
+        connections.total += 1;
+        Ok(())
+    }
+
+    /// Whether a connect request is taken (`connection_throttle_*`).
+    pub(crate) fn takes_connect(&self, is_new: bool) -> bool {
+        self.throttle.as_ref().is_none_or(|throttle| throttle.take(is_new))
+    }
+
+    /// Counts a connection out.
+    pub(crate) fn disconnected(&self, address: IpAddr) {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.total = connections.total.saturating_sub(1);
+        if let Some(here) = connections.per_address.get_mut(&address) {
+            *here -= 1;
+            if *here == 0 {
+                connections.per_address.remove(&address);
+            }
+        }
+    }
+
+    /// How many connections there are.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).total
+    }
+}

@@ -1,0 +1,202 @@
+//! What a shard does with the frames of a connection: the connect request, then requests.
+//!
+//! The header is read in place; a write goes on to the replica core as a slice of its frame, a read
+//! is answered here at once, unless the session waits for a write.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ringkeeper_proto::connect::ConnectRequest;
+use ringkeeper_proto::reply::{ReplyHeader, put_header_only};
+use ringkeeper_proto::request::{Request, RequestHeader};
+use ringkeeper_proto::{OpCode, Reader, SessionId, Xid, ZkError, Zxid};
+use ringkeeper_transport::FrameDecoder;
+use ringkeeper_tree::acl;
+use ringkeeper_tree::session::{check_password, negotiate};
+
+use crate::client::{Pending, Stage, WaitingRead};
+use crate::clock;
+use crate::four_letter;
+use crate::messages::{CoreMessage, WriteMessage};
+use crate::publication::ClientKey;
+use crate::shard::{Next, Shard, mark_dirty};
+
+impl Shard {
+    /// Takes the frames that `decoder` holds for a connection, as far as they may be taken now.
+    pub(crate) fn take_frames(&mut self, key: ClientKey, decoder: &mut FrameDecoder) -> Next {
+        self.catch_up();
+        let next = self.frames(key, decoder);
+        self.flush();
+        next
+    }
+
+    fn frames(&mut self, key: ClientKey, decoder: &mut FrameDecoder) -> Next {
+        let now_us = clock::monotonic_us();
+        loop {
+            let Some(client) = self.clients.get_mut(key) else { return Next::End };
+            if client.stage == Stage::Closing {
+                return Next::End;
+            }
+            if client.stage == Stage::Opened
+                && let Some(word) = decoder.peek_four()
+                && four_letter::is_word(word)
+            {
+                return Next::FourLetterWord(word);
+            }
+            if !self.ready_to_read(key) {
+                return Next::Pause;
+            }
+            let frame = match decoder.next_frame() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Next::Receive,
+                Err(error) => return self.refuse(key, &format!("{error}")),
+            };
+            let taken = self.frame(key, frame, now_us);
+            if let Err(reason) = taken {
+                return self.refuse(key, &reason);
+            }
+        }
+    }
+
+    /// Ends a connection whose bytes cannot be answered.
+    fn refuse(&mut self, key: ClientKey, reason: &str) -> Next {
+        if let Some(client) = self.clients.get_mut(key) {
+            tracing::info!(peer = %client.peer, session = %client.session, reason, "closing connection");
+        }
+        self.end(key);
+        Next::End
+    }
+
+    fn frame(&mut self, key: ClientKey, frame: Bytes, now_us: u64) -> Result<(), String> {
+        self.stats.received += 1;
+        let Some(client) = self.clients.get_mut(key) else { return Ok(()) };
+        client.stats.received += 1;
+        if client.stage == Stage::Opened {
+            return self.connect(key, &frame);
+        }
+        if let Some(touch) = &client.touch {
+            touch.touch(now_us / 1000);
+        }
+        let (header, body) =
+            RequestHeader::split(&frame).map_err(|error| format!("request header: {error}"))?;
+        let (xid, code) = (header.xid(), header.op_code());
+        let body = frame.slice_ref(body);
+        match OpCode::from_code(code) {
+            Some(OpCode::Auth) => self.auth(key, xid, &body),
+            Some(OpCode::Sasl) => Err("SASL is not configured".into()),
+            Some(op) if is_valid(op) => {
+                self.request(key, xid, op, body, now_us);
+                Ok(())
+            }
+            _ => {
+                self.unimplemented(key, xid);
+                Err(format!("operation {code} is not known"))
+            }
+        }
+    }
+
+    fn connect(&mut self, key: ClientKey, frame: &[u8]) -> Result<(), String> {
+        let mut reader = Reader::new(frame);
+        let request =
+            ConnectRequest::decode(&mut reader).map_err(|error| format!("connect request: {error}"))?;
+        let ours = self.tree.zxid();
+        if request.last_zxid_seen.to_wire() > ours.to_wire() {
+            return Err(format!(
+                "the client has seen zxid {} and this server only {ours}: it must try another server",
+                request.last_zxid_seen
+            ));
+        }
+        if !self.counts.takes_connect(request.session == SessionId::NONE) {
+            return Err("too many connect requests (connection_throttle_tokens)".into());
+        }
+        let timeout_ms = negotiate(
+            request.timeout_ms,
+            self.settings.session_timeout_ms_min,
+            self.settings.session_timeout_ms_max,
+        );
+        let Some(client) = self.clients.get_mut(key) else { return Ok(()) };
+        client.knows_read_only = request.read_only.is_some();
+        client.stage = Stage::Connecting;
+        if request.session == SessionId::NONE {
+            self.core.send(CoreMessage::NewSession { from: key, timeout_ms });
+        } else if check_password(request.session, request.password) {
+            let session = request.session;
+            self.core.send(CoreMessage::Reconnect { from: key, session, timeout_ms });
+        } else {
+            tracing::info!(peer = %client.peer, session = %request.session, "wrong session password");
+            self.refuse_session(key);
+        }
+        Ok(())
+    }
+
+    fn auth(&mut self, key: ClientKey, xid: Xid, body: &[u8]) -> Result<(), String> {
+        let Ok(Request::Auth { scheme, auth, .. }) = Request::decode(OpCode::Auth, body) else {
+            return Err("auth packet cannot be read".into());
+        };
+        let Some(client) = self.clients.get_mut(key) else { return Ok(()) };
+        let outcome = acl::authenticate(scheme, auth, client.peer.ip(), &self.settings.tree);
+        let reply = match &outcome {
+            Ok(_) => Ok(()),
+            Err(_) => Err(ZkError::AuthFailed),
+        };
+        // ZK: an auth reply has zxid 0 and does not wait for the requests before it.
+        put_header_only(ReplyHeader::new(xid, Zxid::ZERO, reply), &mut client.output.queue());
+        mark_dirty(client, &mut self.dirty);
+        match outcome {
+            Ok(proved) => {
+                client.prove(proved);
+                Ok(())
+            }
+            Err(_) => Err(format!("authentication failed for scheme {scheme:?}")),
+        }
+    }
+
+    fn unimplemented(&mut self, key: ClientKey, xid: Xid) {
+        let zxid = self.tree.zxid();
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let header = ReplyHeader::new(xid, zxid, Err(ZkError::Unimplemented));
+        put_header_only(header, &mut client.output.queue());
+        mark_dirty(client, &mut self.dirty);
+    }
+
+    fn request(&mut self, key: ClientKey, xid: Xid, op: OpCode, body: Bytes, arrived_us: u64) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let read = WaitingRead { xid, op, body, identities: Arc::clone(&client.identities), arrived_us };
+        if op.is_write() || op == OpCode::Sync {
+            self.forward(key, read);
+        } else if client.pending.is_empty() {
+            let tree = self.tree.clone();
+            self.answer_read(key, &tree, &read);
+        } else {
+            self.counts.started();
+            client.pending.push_back(Pending::Read(read));
+        }
+    }
+
+    /// Sends a write, or a sync, to the replica core.
+    fn forward(&mut self, key: ClientKey, request: WaitingRead) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let WaitingRead { xid, op, body, identities, arrived_us } = request;
+        let keep_before = client.ends_with_read();
+        let session = client.session;
+        self.counts.started();
+        // A sync's reply repeats its path, so its body is kept here.
+        let sync = (op == OpCode::Sync).then(|| body.clone());
+        client.pending.push_back(Pending::Write { op, sync, arrived_us });
+        self.core.send(CoreMessage::Write(WriteMessage {
+            from: key,
+            session,
+            xid,
+            op,
+            body,
+            identities,
+            keep_before,
+        }));
+    }
+}
+
+// ZK: Request.isValid. createSession is no client's to ask for: Apache takes it and breaks its own
+// session (docs/compatibility.md).
+const fn is_valid(op: OpCode) -> bool {
+    !matches!(op, OpCode::Notification | OpCode::Check | OpCode::CreateSession | OpCode::Error)
+}

@@ -1,0 +1,102 @@
+//! What the replica core hands to the shards: one [`Publication`] per commit batch, appended to a
+//! chain that every shard walks at its own pace.
+//!
+//! Invariants:
+//! - A publication is appended only when all its transactions are committed, and they are in zxid
+//!   order; so a shard that has walked the chain to its end shows nothing older than any reply that
+//!   any shard of this server has sent.
+//! - `tree` is the state after the last step, `Step::before` the state right before that step.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ringkeeper_proto::reply::WriteReply;
+use ringkeeper_proto::{SessionId, Xid, ZkError, Zxid};
+use ringkeeper_tree::{Event, Tree};
+
+/// A client's connection: the shard it is on and its place there. The generation tells it from an
+/// earlier connection in the same place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ClientKey {
+    pub(crate) shard: u32,
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+/// The effects of one commit batch.
+#[derive(Debug)]
+pub(crate) struct Publication {
+    /// The state after the batch.
+    pub(crate) tree: Tree,
+    /// What happened, in order.
+    pub(crate) steps: Vec<Step>,
+    /// The watch events of all steps, in order; each step says where its own end.
+    pub(crate) events: Vec<Event>,
+}
+
+/// One request of a batch: a transaction, or a request that was refused without one.
+#[derive(Debug)]
+pub(crate) struct Step {
+    /// The transaction's zxid; of a request without a transaction, the last one before it.
+    pub(crate) zxid: Zxid,
+    /// One past its last event in [`Publication::events`].
+    pub(crate) events_end: usize,
+    /// The state right before this step; kept when reads of the same session wait for it.
+    pub(crate) before: Option<Tree>,
+    /// Who is told what.
+    pub(crate) answer: Answer,
+}
+
+/// Who is told what when a step is published.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// Nobody: the server's own transaction, or the connection is gone.
+    Nobody,
+    /// The client that asked for the write (or for a sync).
+    Write { to: ClientKey, xid: Xid, outcome: Result<WriteReply, ZkError> },
+    /// The client that opened its connection for a new session.
+    Session { to: ClientKey, session: Attached },
+    /// The connection of a session that has expired or was closed from elsewhere: it is dropped.
+    Dropped { to: ClientKey },
+}
+
+impl Answer {
+    /// The connection that is told.
+    pub(crate) const fn to(&self) -> Option<ClientKey> {
+        match self {
+            Self::Nobody => None,
+            Self::Write { to, .. } | Self::Session { to, .. } | Self::Dropped { to } => Some(*to),
+        }
+    }
+}
+
+/// A session as its connection needs it.
+#[derive(Clone, Debug)]
+pub(crate) struct Attached {
+    pub(crate) session: SessionId,
+    pub(crate) timeout_ms: i32,
+    pub(crate) touch: Arc<Touch>,
+}
+
+/// When a session was last heard of, in milliseconds of the monotonic clock. The shard that holds the
+/// connection stores it with each packet; the replica core reads it when the session is due, so no
+/// message is needed per packet.
+#[derive(Debug, Default)]
+pub(crate) struct Touch(AtomicU64);
+
+impl Touch {
+    /// A session heard of at `now_ms`.
+    pub(crate) fn at(now_ms: u64) -> Self {
+        Self(AtomicU64::new(now_ms))
+    }
+
+    /// The session was heard of at `now_ms`.
+    pub(crate) fn touch(&self, now_ms: u64) {
+        self.0.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// When it was last heard of.
+    pub(crate) fn last_ms(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

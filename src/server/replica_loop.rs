@@ -1,0 +1,148 @@
+//! Drives the replica core on its executor: messages in, log writes out, sessions that expire,
+//! containers that are empty.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::time::Duration;
+
+use ringkeeper_config::{ContainersConfig, SnapshotConfig};
+use ringkeeper_storage::{Disk, Store};
+use ringkeeper_transport::mailbox::Receiver;
+use ringkeeper_transport::{sleep, spawn_local};
+
+use crate::clock;
+use crate::core::Core;
+use crate::fatal::{self, Reason};
+use crate::messages::CoreMessage;
+
+/// How long after its last write an idle log is sealed. Until then damage to the last batch could not
+/// be told from a torn write.
+const SEAL_AFTER: Duration = Duration::from_millis(20);
+
+/// Takes messages until the server has stopped and everything is flushed.
+pub(crate) async fn run<D: Disk>(
+    core: Rc<RefCell<Core<D>>>,
+    store: Store<D>,
+    mut inbox: Receiver<CoreMessage>,
+) {
+    let maintenance = core.borrow().log.maintenance();
+    let background = [
+        spawn_local(maintenance),
+        spawn_local(expire_sessions(Rc::clone(&core))),
+        spawn_local(delete_containers(Rc::clone(&core))),
+        spawn_local(keep_snapshots(Rc::clone(&core), store)),
+    ];
+    let sealing = spawn_local(seal_when_idle(Rc::clone(&core)));
+    let mut messages = Vec::new();
+    while !core.borrow().is_done() {
+        inbox.recv_batch(&mut messages).await;
+        {
+            let mut core = core.borrow_mut();
+            messages.drain(..).for_each(|message| core.hear(message));
+        }
+        turn(&core);
+    }
+    for task in background {
+        task.cancel().await;
+    }
+    sealing.cancel().await;
+    let seal = core.borrow_mut().seal_log();
+    if let Err(error) = seal.await {
+        fatal::exit(Reason::Storage, &error);
+    }
+}
+
+/// What follows whatever the core was told: writes go out, and so does what it says.
+fn turn<D: Disk>(core: &Rc<RefCell<Core<D>>>) {
+    start_writes(core);
+    core.borrow_mut().end_turn();
+}
+
+/// Starts as many log writes as may be on their way.
+fn start_writes<D: Disk>(core: &Rc<RefCell<Core<D>>>) {
+    loop {
+        let Some(write) = core.borrow_mut().next_write() else { return };
+        let core = Rc::clone(core);
+        // Nobody cancels this task: a log write that is dropped may never have been submitted.
+        spawn_local(async move {
+            match write.await {
+                Ok(through) => core.borrow_mut().flushed(through),
+                Err(error) => fatal::exit(Reason::Storage, &error),
+            }
+            turn(&core);
+        })
+        .detach();
+    }
+}
+
+async fn expire_sessions<D: Disk>(core: Rc<RefCell<Core<D>>>) {
+    loop {
+        let now_ms = clock::monotonic_ms();
+        let wait_ms = {
+            let core = core.borrow();
+            let tick_ms = u64::from(core.settings.config.ensemble.tick_ms);
+            let due_ms = core.sessions.next_due_ms();
+            due_ms.map_or(tick_ms, |due_ms| due_ms.saturating_sub(now_ms).min(tick_ms))
+        };
+        sleep(Duration::from_millis(wait_ms.max(1))).await;
+        core.borrow_mut().expire_sessions();
+        turn(&core);
+    }
+}
+
+async fn delete_containers<D: Disk>(core: Rc<RefCell<Core<D>>>) {
+    let ContainersConfig { check_interval_ms, per_minute_max, .. } = *core.borrow().containers();
+    // ZK: ContainerManager spreads its deletions (znode.container.maxPerMinute).
+    let pause = Duration::from_secs(60) / per_minute_max.max(1);
+    loop {
+        sleep(Duration::from_millis(check_interval_ms.into())).await;
+        let candidates = core.borrow().deletable_containers();
+        for path in candidates {
+            core.borrow_mut().delete_container(&path);
+            turn(&core);
+            sleep(pause).await;
+        }
+    }
+}
+
+/// Attests the last batch of an idle log.
+async fn seal_when_idle<D: Disk>(core: Rc<RefCell<Core<D>>>) {
+    loop {
+        sleep(SEAL_AFTER).await;
+        let seal = {
+            let mut core = core.borrow_mut();
+            if !core.log.needs_seal() || !core.is_idle() {
+                continue;
+            }
+            core.seal_log()
+        };
+        // As a write of the log it is not to be dropped, so it has a task that nobody cancels.
+        let sealed = spawn_local(async move {
+            if let Err(error) = seal.await {
+                fatal::exit(Reason::Storage, &error);
+            }
+        });
+        sealed.detach();
+    }
+}
+
+/// Enters each finished snapshot in the manifest, then purges what it makes superfluous.
+async fn keep_snapshots<D: Disk>(core: Rc<RefCell<Core<D>>>, store: Store<D>) {
+    let SnapshotConfig { retain_count, purge_interval_ms, .. } =
+        core.borrow().settings.config.snapshots;
+    loop {
+        let taken = poll_fn(|context| core.borrow_mut().poll_taken(context)).await;
+        if let Err(error) = store.register_snapshot(taken.info).await {
+            fatal::exit(Reason::Storage, &error);
+        }
+        tracing::info!(zxid = %taken.info.zxid, bytes = taken.info.bytes, ms = taken.ms, "snapshot taken");
+        if purge_interval_ms.is_none() {
+            continue;
+        }
+        match store.purge(retain_count as usize).await {
+            Ok(purged) => tracing::info!(snapshots = purged.snapshots, segments = purged.segments, "purged"),
+            Err(error) => tracing::warn!(%error, "purge"),
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! Starts the server, waits for a signal, stops it.
+//!
+//! The first executor has the replica core and shard 0; every further one has a shard. The client
+//! port opens when the data is loaded.
+
+use std::cell::RefCell;
+use std::fs;
+use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use ringkeeper_config::{ClientAddress, Config, Cpus, Host};
+use ringkeeper_proto::ServerId;
+use ringkeeper_storage::{Dirs, DmaDisk, LogOptions, OpenError, Opened, Store};
+use ringkeeper_transport::acceptor::{self, BoundSocket};
+use ringkeeper_transport::mailbox::{self, Receiver};
+use ringkeeper_transport::{
+    Chain, ConnectionLimits, Cursor, ExecutorHandle, ExecutorSpec, ListenOptions, probe,
+    spawn_executor, spawn_local,
+};
+use ringkeeper_tree::Tree;
+use ringkeeper_tree::session::initialize_next_session;
+use ringkeeper_zab::{History, Replica};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::clock;
+use crate::core::{Core, CoreParts};
+use crate::counts::SharedCounts;
+use crate::fatal::Reason;
+use crate::link::Links;
+use crate::messages::{CoreMessage, ShardMessage};
+use crate::outbox::Outbox;
+use crate::publication::Publication;
+use crate::sessions::Sessions;
+use crate::settings::Settings;
+use crate::shard::{Shard, ShardParts};
+use crate::shard_loop::ShardLoop;
+use crate::snapshots::Snapshots;
+use crate::{recovery, replica_loop};
+
+/// Messages that a mailbox holds before its senders hold back.
+const MAILBOX_CAPACITY: usize = 1 << 16;
+
+/// Bytes that may wait for a connection's peer before it is dropped: watch events come whether or not
+/// the client reads.
+const UNSENT_BYTES_MAX: usize = 16 << 20;
+
+/// Idle time after which the kernel asks a client's machine whether it is still there
+/// (`clientTcpKeepAlive`).
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// File descriptors that are asked for: one per connection, and what the server itself needs.
+const DESCRIPTORS: u64 = 64 * 1024;
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Why the server cannot start, with what to do about it.
+pub(crate) fn run(config: Config) -> anyhow::Result<()> {
+    // Taken before the first thread, so that none of them gets the signals.
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("take signals")?;
+    let settings = Arc::new(Settings::new(config));
+    let cpus = placement(&settings);
+    probe::prepare(probe::Needs { executors: cpus.len(), descriptors: DESCRIPTORS })
+        .map_err(|error| anyhow!("{error}: {}", error.remedy()).context(Reason::System))?;
+    let address = resolve(&settings.config.clients.address).context(Reason::Address)?;
+    let sockets = acceptor::bind(address, cpus.len())
+        .map_err(|error| anyhow!("{error}: {}", error.remedy()).context(Reason::Address))?;
+    let address = sockets.first().map_or(address, BoundSocket::local_addr);
+    let server = Server::start(&settings, &cpus, sockets)?;
+    let files = &settings.config.files;
+    tracing::info!(%address, data = %files.data_dir.display(), log = %files.log_dir.display(),
+        shards = cpus.len(), "serving");
+    let signal = signals.forever().next();
+    tracing::info!(signal, "stopping: what is under way is finished first");
+    server.stop()?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// The running server.
+struct Server {
+    links: Links,
+    executors: Vec<ExecutorHandle<anyhow::Result<()>>>,
+}
+
+/// What the first executor hands over when the data is loaded: the tree, and for each further shard
+/// its place in the chain.
+struct Loaded {
+    tree: Tree,
+    cursors: Vec<Cursor<Publication>>,
+}
+
+impl Server {
+    /// Loads the data and starts every executor; returns when all of them accept connections.
+    fn start(
+        settings: &Arc<Settings>,
+        cpus: &[Option<usize>],
+        sockets: Vec<BoundSocket>,
+    ) -> anyhow::Result<Self> {
+        let (core, core_inbox) = mailbox::bounded(MAILBOX_CAPACITY);
+        let (shards, inboxes): (Vec<_>, Vec<_>) =
+            cpus.iter().map(|_| mailbox::bounded(MAILBOX_CAPACITY)).unzip();
+        let links = Links { core, shards, counts: Arc::new(SharedCounts::new(settings)) };
+        let (listening, wait_listening) = mpsc::channel();
+        let mut places = cpus.iter().zip(sockets).zip(inboxes).enumerate().map(
+            |(index, ((cpu, socket), inbox))| {
+                let place = ShardPlace {
+                    index: u32::try_from(index).expect("at most 256 shards are configured"),
+                    settings: Arc::clone(settings),
+                    links: links.clone(),
+                    inbox,
+                    socket,
+                    listening: listening.clone(),
+                };
+                (ExecutorSpec::new(format!("shard-{index}"), *cpu), place)
+            },
+        );
+        let (loaded, wait_loaded) = mpsc::channel();
+        let (spec, first) = places.next().context("there is no shard")?;
+        let mut executors = vec![spawn_executor(spec, move || async move {
+            run_first(first, core_inbox, loaded).await
+        })?];
+        // Without an answer the first executor has failed, and says why.
+        let Ok(Loaded { tree, cursors }) = wait_loaded.recv() else {
+            return Err(ended(executors));
+        };
+        for ((spec, place), cursor) in places.zip(cursors) {
+            let tree = tree.clone();
+            executors.push(spawn_executor(spec, move || async move {
+                run_shard(place, tree, cursor).await
+            })?);
+        }
+        drop(listening);
+        if wait_listening.iter().take(executors.len()).count() < executors.len() {
+            return Err(ended(executors));
+        }
+        Ok(Self { links, executors })
+    }
+
+    /// Stops every shard, then the replica core, and waits for them.
+    fn stop(self) -> anyhow::Result<()> {
+        for shard in &self.links.shards {
+            // Its mailbox is closed when it has ended already.
+            _ = shard.send(ShardMessage::Stop);
+        }
+        for executor in self.executors {
+            executor.join()??;
+        }
+        Ok(())
+    }
+}
+
+/// Why executors ended that should not have.
+fn ended(executors: Vec<ExecutorHandle<anyhow::Result<()>>>) -> anyhow::Error {
+    for executor in executors {
+        match executor.join() {
+            Ok(Err(error)) => return error,
+            Err(error) => return error.into(),
+            Ok(Ok(())) => {}
+        }
+    }
+    anyhow!("an executor ended without saying why")
+}
+
+/// What the executor of a shard starts from.
+struct ShardPlace {
+    index: u32,
+    settings: Arc<Settings>,
+    links: Links,
+    inbox: Receiver<ShardMessage>,
+    socket: BoundSocket,
+    listening: mpsc::Sender<()>,
+}
+
+/// Loads the data, then runs the replica core and shard 0.
+async fn run_first(
+    place: ShardPlace,
+    inbox: Receiver<CoreMessage>,
+    loaded: mpsc::Sender<Loaded>,
+) -> anyhow::Result<()> {
+    let settings = &place.settings;
+    let Opened { store, mut log, recovered } = open_store(settings).await?;
+    let last_snapshot = recovered.snapshot().map_or(0, |info| info.bytes);
+    let tree = recovery::load(&store, &mut log, &recovered).await.context(Reason::Corrupt)?;
+    let mut chain = Chain::new();
+    let mut cursors: Vec<_> = place.links.shards.iter().map(|_| chain.cursor()).collect();
+    let cursor = cursors.remove(0);
+    loaded
+        .send(Loaded { tree: tree.clone(), cursors })
+        .map_err(|_| anyhow!("the main thread has ended"))?;
+    drop(loaded);
+    let core = Core::new(CoreParts {
+        settings: Arc::clone(settings),
+        zab: replica(&tree),
+        sessions: sessions(settings, &tree),
+        shards: place.links.shards.iter().cloned().map(Outbox::new).collect(),
+        snapshots: Snapshots::start(settings, &store, last_snapshot, place.links.core.clone())?,
+        tree: tree.clone(),
+        chain,
+        log,
+    });
+    let core = spawn_local(replica_loop::run(Rc::new(RefCell::new(core)), store, inbox));
+    run_shard(place, tree, cursor).await?;
+    core.await;
+    Ok(())
+}
+
+async fn run_shard(
+    place: ShardPlace,
+    tree: Tree,
+    cursor: Cursor<Publication>,
+) -> anyhow::Result<()> {
+    let ShardPlace { index, settings, links, inbox, socket, listening } = place;
+    let clients = &settings.config.clients;
+    let options = ListenOptions {
+        backlog: i32::try_from(clients.backlog()).unwrap_or(i32::MAX),
+        keepalive: clients.tcp_keep_alive.then_some(KEEPALIVE),
+        limits: ConnectionLimits {
+            frame_bytes_max: settings.frame_bytes_max(),
+            pending_bytes_max: UNSENT_BYTES_MAX,
+            ..ConnectionLimits::default()
+        },
+    };
+    let drain_max = Duration::from_millis(settings.config.shutdown.drain_ms_max.into());
+    let sessionless_max = Duration::from_millis(clients.sessionless_timeout_ms.into());
+    let doorbell = cursor.doorbell();
+    let shard = Shard::new(ShardParts {
+        index,
+        tree,
+        cursor,
+        links: links.clone(),
+        seed: rand::random(),
+        settings: Arc::clone(&settings),
+    });
+    let shard = Rc::new(RefCell::new(shard));
+    let core = links.core.clone();
+    ShardLoop { shard, doorbell, inbox, links, drain_max, sessionless_max }
+        .run(socket, options, move || {
+            // Nobody waits any more when the start has failed elsewhere.
+            _ = listening.send(());
+        })
+        .await
+        .context("listen on the client port")?;
+    _ = core.send_wait(CoreMessage::ShardStopped).await;
+    Ok(())
+}
+
+async fn open_store(
+    settings: &Settings,
+) -> anyhow::Result<Opened<DmaDisk>> {
+    let files = &settings.config.files;
+    let dirs = Dirs { data: files.data_dir.clone(), log: files.log_dir.clone() };
+    fs::create_dir_all(&dirs.log)
+        .with_context(|| format!("make the log directory {}", dirs.log.display()))
+        .context(Reason::DataDirectory)?;
+    let disk = DmaDisk::start(&dirs.log).await.with_context(|| {
+        format!("open a file for direct I/O in {} (O_DIRECT is needed; tmpfs has none)", dirs.log.display())
+    })?;
+    let options = LogOptions {
+        segment_bytes: settings.config.log.segment_bytes,
+        record_bytes_max: settings.tree.txn_len_max,
+        ..LogOptions::default()
+    };
+    Store::open(disk, &dirs, options).await.map_err(|error| {
+        let reason = reason_of(&error);
+        anyhow::Error::from(error).context(reason)
+    })
+}
+
+/// Zab for a server without an ensemble: all that was recovered is committed.
+fn replica(tree: &Tree) -> Replica<()> {
+    let recovered = ringkeeper_zab::Recovered {
+        history: History::starting_at(tree.zxid()),
+        committed: tree.zxid(),
+        ..ringkeeper_zab::Recovered::default()
+    };
+    Replica::new(ringkeeper_zab::Config::standalone(ServerId(0)), recovered)
+}
+
+/// The sessions that were recovered; each gets its full time-out again.
+fn sessions(settings: &Settings, tree: &Tree) -> Sessions {
+    let now_ms = clock::monotonic_ms();
+    let started_ms = u64::try_from(clock::wall_ms()).unwrap_or(0);
+    let first = initialize_next_session(settings.server_id.into(), started_ms);
+    let mut sessions = Sessions::new(settings.config.ensemble.tick_ms.into(), first);
+    for (session, timeout_ms) in tree.sessions() {
+        sessions.recovered(session, timeout_ms, now_ms);
+    }
+    sessions
+}
+
+fn reason_of(error: &OpenError) -> Reason {
+    match error {
+        OpenError::Storage(_) => Reason::Storage,
+        OpenError::Damaged(_) => Reason::Corrupt,
+        _ => Reason::DataDirectory,
+    }
+}
+
+/// The CPU of each shard's executor: as configured, or one shard per CPU that this process may use,
+/// beginning at a place that the server's id decides, so that servers on one machine do not crowd.
+fn placement(settings: &Settings) -> Vec<Option<usize>> {
+    let placement = &settings.config.placement;
+    let mut cpus = match &placement.cpus {
+        Cpus::Auto => cpus_allowed(),
+        Cpus::Unpinned => Vec::new(),
+        Cpus::List(cpus) => cpus.iter().map(|cpu| *cpu as usize).collect(),
+    };
+    if placement.cpus == Cpus::Auto && !cpus.is_empty() {
+        let first = usize::from(settings.server_id) % cpus.len();
+        cpus.rotate_left(first);
+    }
+    let count = placement.shards.map_or(cpus.len(), |count| count as usize).max(1);
+    (0..count).map(|shard| cpus.get(shard % cpus.len().max(1)).copied()).collect()
+}
+
+/// The CPUs that this process may use, as the kernel lists them ("0-1,4"); none when it does not say.
+fn cpus_allowed() -> Vec<usize> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let ranges = list.unwrap_or("").trim().split(',').filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(first.parse::<usize>().ok()?..=last.parse::<usize>().ok()?)
+    });
+    ranges.flatten().collect()
+}
+
+fn resolve(address: &ClientAddress) -> anyhow::Result<SocketAddr> {
+    let port = address.port;
+    match &address.host {
+        Host::Any => Ok(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)),
+        Host::Ip(ip) => Ok(SocketAddr::new(*ip, port)),
+        Host::Name(name) => (name.as_str(), port)
+            .to_socket_addrs()
+            .with_context(|| format!("resolve clientPortAddress={name}"))?
+            .next()
+            .with_context(|| format!("clientPortAddress={name} has no address")),
+    }
+}

@@ -1,0 +1,50 @@
+//! The configuration as the running server uses it.
+
+use ringkeeper_config::{AuthConfig, Config};
+use ringkeeper_tree::acl::DigestAlgorithm;
+use ringkeeper_tree::settings as tree;
+
+/// The configuration, with what the tree needs of it in the tree's own form.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) config: Config,
+    pub(crate) tree: tree::Settings,
+    /// Bounds of a session's time-out, in milliseconds.
+    pub(crate) session_timeout_ms_min: i32,
+    pub(crate) session_timeout_ms_max: i32,
+    /// The number that session ids begin with.
+    pub(crate) server_id: u8,
+}
+
+impl Settings {
+    /// The settings of `config`.
+    pub(crate) fn new(config: Config) -> Self {
+        let ensemble = &config.ensemble;
+        let AuthConfig { digest, digest_algorithm, super_digest } = config.auth.clone();
+        let tree = tree::Settings {
+            skip_acl: ensemble.skip_acl,
+            enforce_quota: ensemble.enforce_quota,
+            extended_types: ensemble.extended_types,
+            reconfig_enabled: ensemble.reconfig,
+            close_session_txn: ensemble.close_session_txn,
+            digest_enabled: digest,
+            digest_algorithm: DigestAlgorithm::from_name(digest_algorithm.name()).unwrap_or_default(),
+            super_digest,
+            txn_len_max: (ensemble.frame_bytes_max + ensemble.frame_bytes_extra) as usize,
+        };
+        let server_id = u8::try_from(config.files.my_id.unwrap_or(0)).unwrap_or(0);
+        let timeout_ms = |value| i32::try_from(value).unwrap_or(i32::MAX);
+        Self {
+            session_timeout_ms_min: timeout_ms(config.ensemble.session_timeout_ms_min),
+            session_timeout_ms_max: timeout_ms(config.ensemble.session_timeout_ms_max),
+            config,
+            tree,
+            server_id,
+        }
+    }
+
+    /// The longest frame that is taken, in bytes.
+    pub(crate) fn frame_bytes_max(&self) -> usize {
+        self.config.ensemble.frame_bytes_max as usize
+    }
+}

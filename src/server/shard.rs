@@ -1,0 +1,488 @@
+//! A shard: the connections of one executor, their watches, and the reads they ask for.
+//!
+//! Invariants:
+//! - The shard shows the state of the last publication it has walked, and walks to the end of the
+//!   chain before it answers a read, takes a setWatches or a connect request. So no client of this
+//!   server reads anything older than a reply that any client of it has got.
+//! - Within a publication each step is, in order: the reads of that session that waited before it, its
+//!   watch events, its reply. A client sees the event before it can read the change.
+//! - What a batch makes for a connection leaves in one send.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::mem;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+
+use bytes::BufMut;
+use ringkeeper_proto::acl::Perms;
+use ringkeeper_proto::connect::ConnectResponse;
+use ringkeeper_proto::jute::put_frame;
+use ringkeeper_proto::reply::{ReplyHeader, WriteReply, put_header_only, put_watch_event};
+use ringkeeper_proto::{OpCode, Request, SessionId, Xid, ZkError, Zxid};
+use ringkeeper_transport::{Cursor, SendError, WriteHalf, pulse};
+use ringkeeper_tree::session::password_of;
+use ringkeeper_tree::watch::{WatchTable, Watcher};
+use ringkeeper_tree::{Event, Tree, acl};
+
+use crate::client::{Client, ClientStats, Pending, Stage, WaitingRead};
+use crate::clients::Clients;
+use crate::clock;
+use crate::counts::SharedCounts;
+use crate::link::Links;
+use crate::messages::{CoreMessage, ShardMessage};
+use crate::outbox::Outbox;
+use crate::publication::{Answer, Attached, ClientKey, Publication, Step};
+use crate::read_path::ReadContext;
+use crate::report::{ConnectionReport, PulseReport, ShardReport, Wanted};
+use crate::settings::Settings;
+use crate::stats::ShardStats;
+
+/// Bytes that may wait for a connection's peer before the shard stops reading its requests.
+pub(crate) const UNSENT_BYTES_PAUSE: usize = 1 << 20;
+
+/// Requests of one connection that may wait for the replica core before the shard stops reading.
+const PENDING_MAX: usize = 4096;
+
+/// What a reader does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Receive more.
+    Receive,
+    /// Wait until [`Shard::ready_to_read`], then look at what has been received.
+    Pause,
+    /// Answer the four-letter word, then close.
+    FourLetterWord([u8; 4]),
+    /// End the connection; what is queued for it is still sent.
+    End,
+}
+
+/// The state of a shard, shared by the tasks of its executor.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    pub(crate) index: u32,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) tree: Tree,
+    /// Taken out only while the chain is walked.
+    cursor: Option<Cursor<Publication>>,
+    pub(crate) clients: Clients,
+    pub(crate) watches: WatchTable,
+    pub(crate) core: Outbox<CoreMessage>,
+    others: Vec<Outbox<ShardMessage>>,
+    /// Connections with something to send.
+    pub(crate) dirty: Vec<ClientKey>,
+    /// Connections whose first waiting request is a read that the batch has freed.
+    freed: Vec<ClientKey>,
+    /// Connections whose reader waits.
+    paused: Vec<ClientKey>,
+    pub(crate) stats: ShardStats,
+    pub(crate) counts: Arc<SharedCounts>,
+    stopping: bool,
+}
+
+/// What a shard is made of.
+#[derive(Debug)]
+pub(crate) struct ShardParts {
+    pub(crate) index: u32,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) tree: Tree,
+    pub(crate) cursor: Cursor<Publication>,
+    pub(crate) links: Links,
+    /// Decides how watched paths are spread; not to be guessed by a client.
+    pub(crate) seed: u64,
+}
+
+impl Shard {
+    /// A shard without connections.
+    pub(crate) fn new(parts: ShardParts) -> Self {
+        Self {
+            index: parts.index,
+            settings: parts.settings,
+            tree: parts.tree,
+            cursor: Some(parts.cursor),
+            clients: Clients::new(parts.index),
+            watches: WatchTable::new(parts.seed),
+            core: Outbox::new(parts.links.core),
+            others: parts.links.shards.into_iter().map(Outbox::new).collect(),
+            dirty: Vec::new(),
+            freed: Vec::new(),
+            paused: Vec::new(),
+            stats: ShardStats::new(),
+            counts: parts.links.counts,
+            stopping: false,
+        }
+    }
+
+    /// Takes in a new connection.
+    pub(crate) fn admit(&mut self, output: WriteHalf, peer: SocketAddr) -> ClientKey {
+        self.clients.insert(|key| Client {
+            key,
+            output,
+            peer,
+            stage: Stage::Opened,
+            session: SessionId::NONE,
+            timeout_ms: 0,
+            touch: None,
+            knows_read_only: true,
+            identities: [acl::ip_identity(peer.ip())].into(),
+            pending: VecDeque::new(),
+            dirty: false,
+            paused: None,
+            stats: ClientStats { established_ms: clock::wall_ms(), ..ClientStats::default() },
+        })
+    }
+
+    /// Walks the chain to its end: replies, events and the new state.
+    pub(crate) fn catch_up(&mut self) {
+        let Some(mut cursor) = self.cursor.take() else { return };
+        let mut walked = false;
+        while let Some(publication) = cursor.next() {
+            self.walk(publication);
+            walked = true;
+        }
+        self.cursor = Some(cursor);
+        if walked {
+            self.resume_paused();
+        }
+    }
+
+    fn walk(&mut self, publication: &Publication) {
+        let mut events = publication.events.iter();
+        let mut events_start = 0;
+        for step in &publication.steps {
+            let mine = match step.answer.to() {
+                Some(key) if key.shard == self.index => Some(key),
+                _ => None,
+            };
+            if let (Some(key), Some(before)) = (mine, &step.before) {
+                self.answer_waiting_reads(key, before);
+            }
+            let count = step.events_end - events_start;
+            for event in events.by_ref().take(count) {
+                self.tell_watchers(event);
+            }
+            events_start = step.events_end;
+            if let Some(key) = mine {
+                self.answer(key, step);
+            }
+        }
+        self.tree = publication.tree.clone();
+        while let Some(key) = self.freed.pop() {
+            self.answer_waiting_reads(key, &publication.tree);
+        }
+    }
+
+    /// Answers the reads at the front of a connection's queue, on `tree`.
+    fn answer_waiting_reads(&mut self, key: ClientKey, tree: &Tree) {
+        while let Some(client) = self.clients.get_mut(key)
+            && let Some(Pending::Read(_)) = client.pending.front()
+            && let Some(Pending::Read(read)) = client.pending.pop_front()
+        {
+            self.counts.finished();
+            self.answer_read(key, tree, &read);
+        }
+    }
+
+    /// Answers one read on `tree`.
+    pub(crate) fn answer_read(&mut self, key: ClientKey, tree: &Tree, read: &WaitingRead) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let xid = if read.op == OpCode::Ping { Xid::PING } else { read.xid };
+        let mut context = ReadContext {
+            tree,
+            settings: &self.settings.tree,
+            watches: &mut self.watches,
+            watcher: Watcher(key.index),
+            session: client.session,
+            identities: &read.identities,
+        };
+        let mut out = client.output.queue();
+        match Request::decode(read.op, &read.body) {
+            Ok(request) => _ = context.reply(xid, &request, &mut out),
+            Err(_) => {
+                let header = ReplyHeader::new(xid, tree.zxid(), Err(ZkError::MarshallingError));
+                put_header_only(header, &mut out);
+            }
+        }
+        drop(out);
+        self.stats.replied(&mut client.stats, read.op, xid, tree.zxid(), read.arrived_us);
+        mark_dirty(client, &mut self.dirty);
+    }
+
+    fn tell_watchers(&mut self, event: &Event) {
+        let Self { watches, clients, dirty, settings, stats, .. } = self;
+        watches.fire(event.kind, event.path(), |watcher, kind, path| {
+            let Some(client) = clients.watcher_mut(watcher) else { return };
+            // A watch tells only those who may read the znode (CVE-2024-23944).
+            if acl::allows(&event.acl, Perms::READ, &client.identities, &settings.tree) {
+                put_watch_event(kind, path, Some(event.zxid), &mut client.output.queue());
+                client.stats.sent += 1;
+                stats.event(kind);
+                mark_dirty(client, dirty);
+            }
+        });
+    }
+
+    fn answer(&mut self, key: ClientKey, step: &Step) {
+        match &step.answer {
+            Answer::Nobody => {}
+            Answer::Write { xid, outcome, .. } => self.answer_write(key, *xid, step.zxid, outcome),
+            Answer::Session { session, .. } => self.attach(key, session),
+            Answer::Dropped { .. } => self.end(key),
+        }
+    }
+
+    fn answer_write(
+        &mut self,
+        key: ClientKey,
+        xid: Xid,
+        zxid: Zxid,
+        outcome: &Result<WriteReply, ZkError>,
+    ) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let Some(Pending::Write { op, sync, arrived_us }) = client.pending.pop_front() else {
+            return;
+        };
+        self.counts.finished();
+        put_frame(&mut client.output.queue(), |out| {
+            let header = outcome.as_ref().map(|_| ()).map_err(|error| *error);
+            ReplyHeader::new(xid, zxid, header).encode(out);
+            match (outcome, &sync) {
+                // A SyncResponse is a SyncRequest: the path.
+                (Ok(_), Some(body)) => out.put_slice(body),
+                (Ok(reply), None) => reply.encode(out),
+                (Err(_), _) => {}
+            }
+        });
+        self.stats.replied(&mut client.stats, op, xid, zxid, arrived_us);
+        mark_dirty(client, &mut self.dirty);
+        let is_last = self.stopping && client.pending.is_empty();
+        if op == OpCode::CloseSession || is_last {
+            self.end(key);
+        } else if matches!(client.pending.front(), Some(Pending::Read(_))) {
+            self.freed.push(key);
+        }
+    }
+
+    /// A connection has its session: it is told, and may ask.
+    pub(crate) fn attach(&mut self, key: ClientKey, session: &Attached) {
+        let Some(client) = self.clients.get_mut(key) else {
+            // It ended meanwhile; the core heard so before it had a session to detach.
+            self.core.send(CoreMessage::Disconnected { from: key, session: session.session });
+            return;
+        };
+        if client.stage != Stage::Connecting {
+            return;
+        }
+        client.stage = Stage::Attached;
+        client.session = session.session;
+        client.timeout_ms = session.timeout_ms;
+        client.touch = Some(Arc::clone(&session.touch));
+        ConnectResponse {
+            timeout_ms: session.timeout_ms,
+            session: session.session,
+            password: password_of(session.session),
+            read_only: client.knows_read_only.then_some(false),
+        }
+        .encode_frame(&mut client.output.queue());
+        client.stats.sent += 1;
+        self.stats.sent += 1;
+        mark_dirty(client, &mut self.dirty);
+        client.resume();
+    }
+
+    /// The session a connection came back for does not exist: it is told so and closed.
+    pub(crate) fn refuse_session(&mut self, key: ClientKey) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let read_only = client.knows_read_only.then_some(false);
+        ConnectResponse::expired(read_only).encode_frame(&mut client.output.queue());
+        client.stats.sent += 1;
+        self.stats.sent += 1;
+        self.end(key);
+    }
+
+    /// Takes what the replica core (or another shard) says.
+    pub(crate) fn hear(&mut self, message: ShardMessage) {
+        self.catch_up();
+        match message {
+            ShardMessage::Attach { to, session } => self.attach(to, &session),
+            ShardMessage::Expired { to } => self.refuse_session(to),
+            ShardMessage::Detach { client, then, session } => {
+                self.forget_watches(client);
+                self.end(client);
+                self.flush();
+                self.send_to_shard(then.shard, ShardMessage::Attach { to: then, session });
+            }
+            ShardMessage::Report { wanted, to } => {
+                // Who asked has gone when this fails.
+                _ = to.send(self.report(wanted));
+            }
+            ShardMessage::ResetStatistics { connections } => {
+                if connections {
+                    self.clients.iter_mut().for_each(|client| client.stats.reset());
+                } else {
+                    self.stats = ShardStats::new();
+                }
+            }
+            ShardMessage::Stop => {
+                self.stopping = true;
+                let idle = self.clients.iter().filter(|client| client.pending.is_empty());
+                let keys: Vec<_> = idle.map(|client| client.key).collect();
+                keys.into_iter().for_each(|key| self.end(key));
+            }
+        }
+        self.flush();
+    }
+
+    /// Whether a connection has its session.
+    pub(crate) fn has_session(&self, key: ClientKey) -> bool {
+        self.clients.watcher(Watcher(key.index)).is_some_and(|client| client.stage == Stage::Attached)
+    }
+
+    /// Whether everything under way is answered and sent: the end of a stop.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.clients.iter().all(|client| {
+            client.stage == Stage::Closing && client.output.pending() == 0
+        })
+    }
+
+    fn send_to_shard(&mut self, shard: u32, message: ShardMessage) {
+        if shard == self.index {
+            self.hear(message);
+        } else if let Some(other) = self.others.get_mut(shard as usize) {
+            other.send(message);
+        }
+    }
+
+    fn forget_watches(&mut self, key: ClientKey) {
+        if self.clients.get_mut(key).is_some() {
+            self.watches.remove_watcher(Watcher(key.index));
+        }
+    }
+
+    /// Ends a connection: nothing more is read, what is queued is sent, then it is closed.
+    pub(crate) fn end(&mut self, key: ClientKey) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.stage = Stage::Closing;
+        mark_dirty(client, &mut self.dirty);
+        client.resume();
+    }
+
+    /// A connection is gone: its watches go with it, its session stays until it expires.
+    pub(crate) fn forget(&mut self, key: ClientKey) {
+        self.forget_watches(key);
+        let Some(client) = self.clients.remove(key) else { return };
+        client.pending.iter().for_each(|_| self.counts.finished());
+        if client.session != SessionId::NONE {
+            self.core.send(CoreMessage::Disconnected { from: key, session: client.session });
+        }
+    }
+
+    /// Sends what is queued: one send per connection, one wake-up per mailbox.
+    pub(crate) fn flush(&mut self) {
+        while let Some(key) = self.dirty.pop() {
+            let Some(client) = self.clients.get_mut(key) else { continue };
+            client.dirty = false;
+            if let Err(SendError::TooSlow { .. }) = client.output.flush() {
+                self.stats.dropped_slow += 1;
+                tracing::warn!(peer = %client.peer, session = %client.session,
+                    "dropped a client that does not read what it is sent");
+            }
+            if client.stage == Stage::Closing {
+                client.output.close();
+            }
+        }
+        self.core.flush();
+        self.others.iter_mut().for_each(Outbox::flush);
+    }
+
+    /// Whether a connection's next request may be read now.
+    pub(crate) fn ready_to_read(&mut self, key: ClientKey) -> bool {
+        let is_full = self.core.is_full();
+        let counts = &self.counts;
+        let Some(client) = self.clients.get_mut(key) else { return true };
+        match client.stage {
+            Stage::Closing => true,
+            Stage::Connecting => false,
+            Stage::Opened => !is_full,
+            Stage::Attached => {
+                !is_full
+                    && !self.stopping
+                    && client.output.pending() < UNSENT_BYTES_PAUSE
+                    && client.pending.len() < PENDING_MAX
+                    && (client.pending.is_empty() || !counts.over_limit())
+            }
+        }
+    }
+
+    /// Waits until [`Shard::ready_to_read`].
+    pub(crate) async fn wait_ready(shard: &Rc<RefCell<Self>>, key: ClientKey) {
+        poll_fn(|context| {
+            let mut this = shard.borrow_mut();
+            if this.ready_to_read(key) {
+                return Poll::Ready(());
+            }
+            if let Some(client) = this.clients.get_mut(key) {
+                client.paused = Some(context.waker().clone());
+                this.paused.push(key);
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Lets readers go on whose wait is over.
+    pub(crate) fn resume_paused(&mut self) {
+        for key in mem::take(&mut self.paused) {
+            if self.ready_to_read(key) {
+                if let Some(client) = self.clients.get_mut(key) {
+                    client.resume();
+                }
+            } else {
+                self.paused.push(key);
+            }
+        }
+    }
+
+    /// What this shard says of itself.
+    fn report(&self, wanted: Wanted) -> ShardReport {
+        let connections = if wanted.connections {
+            self.clients.iter().map(ConnectionReport::of).collect()
+        } else {
+            Vec::new()
+        };
+        let watches = if wanted.watches {
+            let sessions = |watchers: &mut dyn Iterator<Item = Watcher>| {
+                let clients = watchers.filter_map(|watcher| self.clients.watcher(watcher));
+                clients.map(|client| client.session).collect()
+            };
+            let by_path = self.watches.by_path();
+            by_path.map(|(path, mut watchers)| (path.to_owned(), sessions(&mut watchers))).collect()
+        } else {
+            Vec::new()
+        };
+        let pulse = pulse::counters();
+        ShardReport {
+            stats: self.stats.clone(),
+            tree: self.tree.clone(),
+            connections,
+            watches,
+            watch_count: self.watches.watch_count(),
+            pulse: PulseReport {
+                rescues: pulse.rescues.load(Ordering::Relaxed),
+                stall_max_us: pulse.stall_max_ns.load(Ordering::Relaxed) / 1000,
+            },
+        }
+    }
+}
+
+/// Notes that a connection has something to send.
+pub(crate) fn mark_dirty(client: &mut Client, dirty: &mut Vec<ClientKey>) {
+    if !client.dirty {
+        client.dirty = true;
+        dirty.push(client.key);
+    }
+}
