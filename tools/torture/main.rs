@@ -78,11 +78,15 @@ fn main() -> ExitCode {
 
 fn torture(options: &Options) -> Result<()> {
     let mut launch = Launch::parse(&options.server)?;
-    // Short ticks for short expiries; snapshots every few thousand writes, so that kills hit them.
+    // Short ticks for short expiries; snapshots every few thousand writes or every MiB of log, and
+    // small log files, so that kills hit snapshots and changes of the log file too.
     launch.set("tickTime", "200");
     launch.set("minSessionTimeout", "1000");
     launch.set("maxSessionTimeout", "60000");
-    launch.set("snapCount", "3000");
+    launch.set("snapCount", "1000");
+    launch.set("snapSizeLimitInKb", "1024");
+    launch.set("ringkeeper.snapshotLogSizeInKb", "256");
+    launch.set("preAllocSize", "8192");
     for line in &options.settings {
         launch.set_line(line)?;
     }
