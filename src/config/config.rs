@@ -214,7 +214,7 @@ pub struct ConnectionThrottleConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
     /// `preAllocSize` and `txnLogSizeLimitInKb`: bytes of a log segment, a multiple of 1 MiB between
-    /// [`LogConfig::SEGMENT_BYTES_MIN`] and [`LogConfig::SEGMENT_BYTES_MAX`], never smaller than four of the largest
+    /// [`LogConfig::SEGMENT_BYTES_MIN`] and [`LogConfig::SEGMENT_BYTES_MAX`], never smaller than eight of the largest
     /// requests.
     pub segment_bytes: u64,
     /// `fsync.warningthresholdms`: a durable write that takes longer is logged.
@@ -223,7 +223,7 @@ pub struct LogConfig {
 
 impl LogConfig {
     /// Smallest segment.
-    pub const SEGMENT_BYTES_MIN: u64 = 4 << 20;
+    pub const SEGMENT_BYTES_MIN: u64 = 8 << 20;
     /// Largest segment.
     pub const SEGMENT_BYTES_MAX: u64 = 4 << 30;
 }

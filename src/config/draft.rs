@@ -180,7 +180,7 @@ impl Draft {
             (None, None) => 64 << 20,
         };
         let needed = largest_record
-            .saturating_mul(2)
+            .saturating_mul(4)
             .max(LogConfig::SEGMENT_BYTES_MIN);
         let size = asked
             .clamp(needed, LogConfig::SEGMENT_BYTES_MAX.max(needed))

@@ -188,7 +188,7 @@ pub(crate) const KEYS: &[Key] = &[
         "preAllocSize",
         Owner::Property,
         "65536",
-        "KiB of a log segment, which is written with zeros before use; whole MiB from 4 MiB to 4 GiB, and at least four of the largest requests; 0 or less means the default",
+        "KiB of a log segment, which is written with zeros before use; whole MiB from 8 MiB to 4 GiB, and at least eight of the largest requests; 0 or less means the default",
         INT_MIN,
         1 << 32,
         |draft, value| draft.preallocate_kib = value,

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use ringkeeper_config::{ClientAddress, Config, Cpus, Host, Weight};
 use ringkeeper_transport::probe::{self, ProbeError};
+use ringkeeper_transport::{ExecutorSpec, run_executor};
 use rustix::fs::{Access, access, statvfs};
 
 use crate::config_file;
@@ -133,6 +134,10 @@ fn findings(file: Option<&Path>, assignments: &[String]) -> Vec<Finding> {
     if let Some(config) = &config {
         findings.push(my_id(config));
         findings.extend(directories(config));
+        let system_is_fine = findings
+            .iter()
+            .all(|finding| finding.verdict != Verdict::Fail);
+        findings.extend(durable_writes(config, system_is_fine));
         findings.push(client_port(&config.clients.address));
     }
     findings
@@ -282,12 +287,11 @@ fn cores(config: Option<&Config>) -> Finding {
     Finding::ok(subject, detail)
 }
 
-/// Executors of a start: the replica core and the shards, of which there are at most as many as cores unless more are asked
-/// for.
+/// Executors of a start: one per shard, and the replica core runs on the first of them.
 fn executors(config: Option<&Config>) -> usize {
     let shards = config.and_then(|config| config.placement.shards);
     let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
-    1 + shards.map_or_else(cores, |shards| shards as usize)
+    shards.map_or_else(cores, |shards| shards as usize)
 }
 
 /// How many cores the control group grants, if it limits them (`cpu.max` of version 2).
@@ -335,32 +339,68 @@ fn my_id(config: &Config) -> Finding {
 
 fn directories(config: &Config) -> Vec<Finding> {
     let files = &config.files;
-    let mut findings = vec![];
+    let log = &config.log;
+    let log_needs = log
+        .segment_bytes
+        .saturating_mul(SEGMENTS_AT_START)
+        .saturating_add(FREE_BYTES_BESIDE_LOG);
+    let mut findings = Vec::new();
     let mut look = |subject, directory: &Path, needed: u64| {
         findings.push(directory_finding(
             subject,
             directory,
             files.create_directories,
         ));
-        if let Some(existing) = nearest_existing(directory) {
-            findings.push(free_space(&existing, needed));
-        }
+        findings.extend(nearest_existing(directory).map(|existing| free_space(&existing, needed)));
     };
-    let log_needs = config
-        .log
-        .segment_bytes
-        .saturating_mul(SEGMENTS_AT_START)
-        .saturating_add(FREE_BYTES_BESIDE_LOG);
     if files.log_dir == files.data_dir {
         look("data directory", &files.data_dir, log_needs);
     } else {
         look("data directory", &files.data_dir, FREE_BYTES_BESIDE_LOG);
         look("log directory", &files.log_dir, log_needs);
     }
-    if let Some(finding) = foreign_data(config) {
-        findings.push(finding);
-    }
+    findings.extend(foreign_data(config));
     findings
+}
+
+/// Direct I/O and the latency of durable writes where the log will lie. Measured on a file that is removed again, and only
+/// where an executor can run and a file can be made.
+fn durable_writes(config: &Config, may_measure: bool) -> Vec<Finding> {
+    let Some(directory) = nearest_existing(&config.files.log_dir) else {
+        return Vec::new();
+    };
+    if access(&directory, Access::WRITE_OK | Access::EXEC_OK).is_err() {
+        return Vec::new(); // The finding about the directory has said so.
+    }
+    let subject = "direct I/O";
+    let direct = match ringkeeper_storage::check_direct_io(&directory) {
+        Ok(()) => Finding::ok(
+            subject,
+            format!("O_DIRECT works on {}", directory.display()),
+        ),
+        // The message names its remedy.
+        Err(error) => return vec![Finding::new(Verdict::Fail, subject, error.to_string(), "")],
+    };
+    if !may_measure {
+        return vec![direct];
+    }
+    vec![direct, measure(directory)]
+}
+
+fn measure(directory: PathBuf) -> Finding {
+    let subject = "durable writes";
+    let probe = async move { ringkeeper_storage::probe(&directory).await };
+    match run_executor(&ExecutorSpec::new("check", None), probe) {
+        Ok(Ok((_, report))) if report.volatile => Finding::new(
+            Verdict::Warn,
+            subject,
+            report.to_string(),
+            "Put dataDir and dataLogDir on a disk: what is acknowledged here is gone after a restart of the machine",
+        ),
+        Ok(Ok((_, report))) => Finding::ok(subject, report.to_string()),
+        Ok(Err(error)) => Finding::new(Verdict::Fail, subject, error.to_string(), ""),
+        Err(error) => Finding::new(Verdict::Fail, subject, error.to_string(), ""),
+    }
 }
 
 fn directory_finding(subject: &'static str, directory: &Path, may_create: bool) -> Finding {

@@ -249,16 +249,16 @@ fn values_that_apache_raises_are_raised_with_a_warning() {
 fn segments_hold_the_largest_requests_and_stay_within_bounds() {
     const MIB: u64 = 1 << 20;
     assert_eq!(config("").log.segment_bytes, 64 * MIB);
-    assert_eq!(config("preAllocSize=100").log.segment_bytes, 4 * MIB);
+    assert_eq!(config("preAllocSize=100").log.segment_bytes, 8 * MIB);
     assert_eq!(config("preAllocSize=0").log.segment_bytes, 64 * MIB);
-    assert_eq!(config("preAllocSize=5000").log.segment_bytes, 5 * MIB);
+    assert_eq!(config("preAllocSize=9000").log.segment_bytes, 9 * MIB);
     assert_eq!(
         config("txnLogSizeLimitInKb=16384").log.segment_bytes,
         16 * MIB
     );
     assert_eq!(
         config("jute.maxbuffer=50000000").log.segment_bytes,
-        191 * MIB
+        382 * MIB
     );
     assert_eq!(
         config("preAllocSize=4294967296").log.segment_bytes,
@@ -267,7 +267,7 @@ fn segments_hold_the_largest_requests_and_stay_within_bounds() {
     assert_eq!(notices("preAllocSize=65536").len(), 0);
     assert!(
         notices("preAllocSize=100")[0]
-            .starts_with("zoo.cfg:1: preAllocSize: log segments are 4 MiB")
+            .starts_with("zoo.cfg:1: preAllocSize: log segments are 8 MiB")
     );
 }
 
