@@ -21,7 +21,7 @@ use crate::executor::{reactor_turn, sleep};
 use crate::socket::acceptable;
 
 /// How long binding waits for a dying predecessor.
-const BIND_RETRY: Duration = Duration::from_secs(1);
+const BIND_RETRY: Duration = Duration::from_secs(5);
 const BIND_RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Connections accepted without a wait between them, before others get a turn.

@@ -9,6 +9,10 @@
 //!   for, and the thread sleeps in the kernel all the same, it kicks (wakes that executor's pulse).
 //!   So an idle executor, with its slow beat, is guarded by the one that waits for its answer.
 //!
+//! The timer of a beat may itself be what woke the executor just when the flaw struck: then the pulse is
+//! among the tasks left behind, and its timer is gone. So a second one, the backstop, is always set a
+//! period later; it is reached only then.
+//!
 //! A **rescue** is a beat that found work which should have run: a kick as above, or, on its own
 //! executor, a wake posted [`LATE_NS`] or more before the beat was due, whose task ran only when the
 //! beat did, where the time between is not explained by the kernel's books: the thread was neither on a
@@ -65,6 +69,8 @@ pub struct PulseCounters {
     pub beats: AtomicU64,
     /// Beats that found work which should have run.
     pub rescues: AtomicU64,
+    /// Those among them by the pulse of another executor.
+    pub kicks: AtomicU64,
     /// The longest stall that a rescue ended, in nanoseconds.
     pub stall_max_ns: AtomicU64,
     /// Kicks that were withheld because the thread was running or waiting for a CPU, not parked.
@@ -74,6 +80,7 @@ pub struct PulseCounters {
 static COUNTERS: PulseCounters = PulseCounters {
     beats: AtomicU64::new(0),
     rescues: AtomicU64::new(0),
+    kicks: AtomicU64::new(0),
     stall_max_ns: AtomicU64::new(0),
     suspicions: AtomicU64::new(0),
 };
@@ -113,7 +120,9 @@ impl Heart {
 
     /// When the oldest wake was posted that its task has not run for.
     fn oldest_posted_ns(&self) -> Option<u64> {
-        let slots = lock(&self.slots);
+        let Ok(slots) = self.slots.try_lock() else {
+            return None;
+        };
         let own = slots.iter().filter_map(Weak::upgrade);
         own.filter(|slot| slot.heart() == self.id)
             .filter_map(|slot| slot.posted_ns())
@@ -226,11 +235,14 @@ pub(crate) async fn beat(pulse: Rc<Pulse>) {
 async fn wait(pulse: &Pulse, period: Duration) {
     let started_slow = pulse.slow.get();
     let mut timer = pin!(Timer::new(period));
+    let mut backstop = pin!(Timer::new(period * 2));
     poll_fn(|cx| {
         pulse.heart.kicker.register(cx.waker());
         if started_slow && !pulse.slow.get() {
             return Poll::Ready(());
         }
+        // Set, not waited for: it stays with the reactor when the other has gone off.
+        let _ = backstop.as_mut().poll(cx);
         timer.as_mut().poll(cx).map(|_| ())
     })
     .await;
@@ -251,22 +263,32 @@ fn judge_own(pulse: &Pulse, due_ns: u64) {
 
 /// Wakes the executors that sleep on a wake.
 fn kick_stalled(own: &Pulse, now_ns: u64) {
-    let hearts = lock(&HEARTS);
-    for heart in hearts.iter().filter(|heart| heart.id != own.heart.id) {
+    for heart in suspects(own, now_ns) {
         let Some(posted) = heart.oldest_posted_ns() else {
             continue;
         };
-        let age = now_ns.saturating_sub(posted);
-        if age < KICK_AFTER_NS {
-            continue;
-        }
         if heart.is_parked() && heart.oldest_posted_ns() == Some(posted) {
             heart.kicker.wake();
-            count_rescue(age);
+            COUNTERS.kicks.fetch_add(1, Ordering::Relaxed);
+            count_rescue(now_ns.saturating_sub(posted));
         } else {
             COUNTERS.suspicions.fetch_add(1, Ordering::Relaxed);
         }
     }
+}
+
+/// The other executors that have a wake which is overdue. Usually none, and then no allocation.
+fn suspects(own: &Pulse, now_ns: u64) -> Vec<Arc<Heart>> {
+    // An executor that waited here for a lock would look parked to the one that holds it.
+    let Ok(hearts) = HEARTS.try_lock() else {
+        return Vec::new();
+    };
+    let is_suspect = |heart: &&Arc<Heart>| {
+        let posted = heart.oldest_posted_ns();
+        heart.id != own.heart.id
+            && posted.is_some_and(|posted| now_ns.saturating_sub(posted) >= KICK_AFTER_NS)
+    };
+    hearts.iter().filter(is_suspect).cloned().collect()
 }
 
 /// A task ran for a wake that was posted at `posted_ns`.

@@ -111,9 +111,10 @@ fn report(plan: Plan, histogram: &Histogram<u64>) {
     }
     let counters = pulse::counters();
     println!(
-        "pulse: {} beats, {} rescues, longest stall {} us, {} suspicions",
+        "pulse: {} beats, {} rescues ({} kicks), longest stall {} us, {} suspicions",
         counters.beats.load(Ordering::Relaxed),
         counters.rescues.load(Ordering::Relaxed),
+        counters.kicks.load(Ordering::Relaxed),
         us(counters.stall_max_ns.load(Ordering::Relaxed)),
         counters.suspicions.load(Ordering::Relaxed),
     );
