@@ -71,6 +71,8 @@ pub(crate) fn compare(
     uses: &mut Uses,
 ) -> Option<Difference> {
     let mut last_zxid = Offset::At(0);
+    // Transactions that the oracle has and the subject, as is meant, has not.
+    let mut skipped = Vec::new();
     for (place, step) in script.steps.iter().enumerate() {
         let nothing = StepSeen::default();
         let mut ours = subject.steps.get(place).unwrap_or(&nothing).clone();
@@ -95,7 +97,7 @@ pub(crate) fn compare(
                 .iter()
                 .find(|(other, _)| other == slot)
                 .map_or(&empty, |(_, seen)| seen);
-            match compare_slot(&context, sides, seen, mine, uses) {
+            match compare_slot(&context, sides, (seen, mine), &mut skipped, uses) {
                 Outcome::Same => {}
                 // The servers' states differ from here on, as intended.
                 Outcome::Parted => parted = true,
@@ -126,8 +128,8 @@ enum Outcome {
 fn compare_slot(
     context: &Context<'_>,
     sides: Sides,
-    theirs: &[Seen],
-    ours: &[Seen],
+    (theirs, ours): (&[Seen], &[Seen]),
+    skipped: &mut Vec<i64>,
     uses: &mut Uses,
 ) -> Outcome {
     let known = || DELIBERATE.iter().filter(|known| known.applies(sides));
@@ -140,7 +142,9 @@ fn compare_slot(
     }
     let (mut left, mut right) = (theirs.iter().peekable(), ours.iter().peekable());
     loop {
-        let (a, b) = (left.peek().copied(), right.peek().copied());
+        let (unskipped, b) = (left.peek().copied(), right.peek().copied());
+        let a = unskipped.map(|seen| seen.without(skipped));
+        let a = a.as_ref();
         if a == b {
             if a.is_none() {
                 return Outcome::Same;
@@ -157,8 +161,13 @@ fn compare_slot(
         if explained.parts {
             return Outcome::Parted;
         }
+        if let (Rule::Skip(_), Some(Seen::Reply { zxid: Offset::At(zxid), .. })) =
+            (explained.rule, unskipped)
+        {
+            skipped.push(*zxid);
+        }
         left.next();
-        if matches!(explained.rule, Rule::Pair(_)) {
+        if matches!(explained.rule, Rule::Pair(_) | Rule::Skip(_)) {
             right.next();
         }
     }
@@ -171,7 +180,7 @@ fn explains(
     b: Option<&Seen>,
 ) -> bool {
     match (known.rule, a, b) {
-        (Rule::Pair(rule), Some(a), Some(b)) => rule(context, a, b),
+        (Rule::Pair(rule) | Rule::Skip(rule), Some(a), Some(b)) => rule(context, a, b),
         (Rule::Missing(rule), Some(a), _) => rule(context, a),
         (Rule::Any(rule), a, b) => rule(context, a, b),
         _ => false,

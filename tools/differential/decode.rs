@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use ringkeeper_proto::acl::AclList;
 use ringkeeper_proto::connect::{ConnectResponse, PASSWORD_LEN};
 use ringkeeper_proto::reply::ReplyHeader;
 use ringkeeper_proto::request::MultiHeader;
-use ringkeeper_proto::{DecodeError, OpCode, Reader, SessionId, Stat, Xid};
+use ringkeeper_proto::{Acl, DecodeError, OpCode, Reader, SessionId, Stat, Xid};
 
 use crate::identity::session_password;
 use crate::observation::{Body, Data, Moment, Node, Offset, Owner, Part, Seen, Welcome};
-use crate::script::Call;
+use crate::script::{Bytes, Call};
 
 /// How far a server's clock may be from ours, in milliseconds.
 const CLOCK_SLACK_MS: i64 = 2_000;
@@ -154,7 +153,7 @@ impl Lens {
             error: header.error,
             kind: reader.int()?,
             state: reader.int()?,
-            path: reader.ustring()?.unwrap_or("(null)").to_owned(),
+            path: text(&mut reader)?,
         };
         if !reader.is_empty() || header.xid != Xid::NOTIFICATION {
             return Err(DecodeError::Short {
@@ -245,8 +244,38 @@ impl Lens {
     }
 }
 
+/// What stands before a string that came with surrogates.
+pub(crate) const SURROGATES: &str = "(surrogates)";
+
+// ZK: BinaryOutputArchive writes a character beyond the basic plane as its two surrogates, three bytes each,
+// which is not UTF-8.
 fn text(reader: &mut Reader<'_>) -> Result<String, DecodeError> {
-    Ok(reader.ustring()?.unwrap_or("(null)").to_owned())
+    let Some(bytes) = reader.buffer()? else {
+        return Ok("(null)".to_owned());
+    };
+    if let Ok(text) = str::from_utf8(bytes) {
+        return Ok(text.to_owned());
+    }
+    let mut units = Vec::new();
+    let mut rest = bytes;
+    while let Some((first, others)) = rest.split_first() {
+        let (unit, len) = match (first, others) {
+            (0x00..=0x7f, _) => (u16::from(*first), 1),
+            (0xc0..=0xdf, [second, ..]) => (bits(*first, 0x1f, 6) | bits(*second, 0x3f, 0), 2),
+            (0xe0..=0xef, [second, third, ..]) => (
+                bits(*first, 0x0f, 12) | bits(*second, 0x3f, 6) | bits(*third, 0x3f, 0),
+                3,
+            ),
+            _ => return Ok(format!("{}", Bytes(bytes))),
+        };
+        units.push(unit);
+        rest = rest.get(len..).unwrap_or_default();
+    }
+    Ok(format!("{SURROGATES}{}", String::from_utf16_lossy(&units)))
+}
+
+fn bits(byte: u8, mask: u8, place: u32) -> u16 {
+    u16::from(byte & mask) << place
 }
 
 fn data(reader: &mut Reader<'_>) -> Result<Data, DecodeError> {
@@ -254,22 +283,23 @@ fn data(reader: &mut Reader<'_>) -> Result<Data, DecodeError> {
 }
 
 fn names(reader: &mut Reader<'_>) -> Result<Vec<String>, DecodeError> {
-    let mut names: Vec<String> = reader.strings()?.into_iter().map(str::to_owned).collect();
+    let count = reader.count(4)?.unwrap_or(0);
+    let names = (0..count).map(|_| text(reader));
+    let mut names = names.collect::<Result<Vec<_>, DecodeError>>()?;
     names.sort();
     Ok(names)
 }
 
 // The order of an ACL is the creator's, so it is compared.
 fn acl(reader: &mut Reader<'_>) -> Result<Vec<String>, DecodeError> {
-    let list = AclList::decode(reader)?;
-    Ok(list.map_or_else(
-        || vec!["(null)".to_owned()],
-        |list| {
-            list.iter()
-                .map(|entry| format!("{}:{}={}", entry.scheme, entry.id, entry.perms.0))
-                .collect()
-        },
-    ))
+    let Some(count) = reader.count(Acl::LEN_MIN)? else {
+        return Ok(vec!["(null)".to_owned()]);
+    };
+    let entry = |reader: &mut Reader<'_>| {
+        let perms = reader.int()?;
+        Ok(format!("{}:{}={perms}", text(reader)?, text(reader)?))
+    };
+    (0..count).map(|_| entry(reader)).collect()
 }
 
 // ZK: AuthUtil.getClientInfos keeps the order in which the identities were added.
@@ -295,6 +325,15 @@ mod tests {
         assert_eq!(lens.offset(9), Offset::Before);
         assert_eq!(lens.offset(0), Offset::Zero);
         assert_eq!(lens.offset(-1), Offset::MinusOne);
+    }
+
+    #[test]
+    fn surrogates_are_read_and_marked() {
+        let bytes = b"\0\0\0\x08/a\xed\xa0\xbd\xed\xb8\x80";
+        assert_eq!(
+            text(&mut Reader::new(bytes)),
+            Ok(format!("{SURROGATES}/a\u{1f600}"))
+        );
     }
 
     #[test]

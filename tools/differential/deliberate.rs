@@ -7,7 +7,8 @@
 use ringkeeper_proto::{OpCode, Request, ZkError};
 
 use crate::compare::Sides;
-use crate::observation::{Offset, Seen};
+use crate::decode::SURROGATES;
+use crate::observation::{Body, Offset, Part, Seen};
 use crate::script::{Call, Script, Step};
 use crate::servers::Version;
 
@@ -25,6 +26,9 @@ pub(crate) enum Scope {
 pub(crate) enum Rule {
     /// One thing that both show, differently.
     Pair(fn(&Context<'_>, &Seen, &Seen) -> bool),
+    /// A reply that both show, whose transaction only the oracle has. Later zxids are compared as if it
+    /// were not there.
+    Skip(fn(&Context<'_>, &Seen, &Seen) -> bool),
     /// Something that only the oracle shows.
     Missing(fn(&Context<'_>, &Seen) -> bool),
     /// Whatever stands at the first difference; it always parts the servers' states.
@@ -115,12 +119,87 @@ pub(crate) const DELIBERATE: &[Deliberate] = &[
         parts: true,
     },
     Deliberate {
+        id: "watch-kinds-of-modes",
+        what: "the kinds 1 to 3 find persistent watches too, whatever their mode | only those whose mode \
+               watches the children (1), the data (2) or either (3)",
+        reason: "ZOOKEEPER-4471, Apache 3.9.0",
+        scope: Scope::Since((3, 9, 0)),
+        rule: Rule::Pair(watch_kinds_of_modes),
+        parts: true,
+    },
+    Deliberate {
+        id: "check-watches",
+        what: "checkWatches also finds other clients' watches and recursive ones above, and answers -5 for \
+               a path that is not valid | finds the connection's own, whatever the path",
+        reason: "ZOOKEEPER-4466, Apache 3.9.0",
+        scope: Scope::Since((3, 9, 0)),
+        rule: Rule::Pair(check_watches),
+        parts: false,
+    },
+    Deliberate {
+        id: "remove-watches-path",
+        what: "removeWatches answers -5 for a path that is not valid | looks for the watch",
+        reason: "ZOOKEEPER-4466, Apache 3.9.0",
+        scope: Scope::Since((3, 9, 0)),
+        rule: Rule::Pair(remove_watches_path),
+        parts: true,
+    },
+    Deliberate {
         id: "watch-modes",
         what: "a connection has one watch mode per path, the last one set | every mode by itself",
         reason: "ZOOKEEPER-4466, Apache 3.9.0",
         scope: Scope::Since((3, 9, 0)),
         rule: Rule::Any(watch_modes),
         parts: true,
+    },
+    Deliberate {
+        id: "malformed-zxid",
+        what: "a write whose body cannot be decoded answers -5 and uses up a zxid | answers -5",
+        reason: "ZOOKEEPER-4575, Apache 3.9.0",
+        scope: Scope::Since((3, 9, 0)),
+        rule: Rule::Skip(malformed_zxid),
+        parts: false,
+    },
+    Deliberate {
+        id: "multi-create2",
+        what: "a create2 within a multi is answered as create, with the path | with path and stat",
+        reason: "ZOOKEEPER-4026, Apache 3.9.0",
+        scope: Scope::Since((3, 9, 0)),
+        rule: Rule::Pair(multi_create2),
+        parts: false,
+    },
+    Deliberate {
+        id: "multi-create-flags",
+        what: "flags that no create has, or a null ACL, fail the operation of a multi | the whole multi \
+               answers -5",
+        reason: "ZOOKEEPER-4026, Apache 3.9.0",
+        scope: Scope::Since((3, 9, 0)),
+        rule: Rule::Pair(multi_create_flags),
+        parts: true,
+    },
+    Deliberate {
+        id: "check-alone",
+        what: "check outside a multi uses up a zxid and is not answered | -6, and the connection is closed",
+        reason: "ZOOKEEPER-2623, Apache 3.8.4 and 3.9.3",
+        scope: Scope::Since((3, 9, 3)),
+        rule: Rule::Step(check_alone),
+        parts: true,
+    },
+    Deliberate {
+        id: "delete-container-body",
+        what: "deleteContainer takes its whole body for the path | reads the path from it",
+        reason: "ZOOKEEPER-4575, Apache 3.9.0",
+        scope: Scope::Since((3, 9, 0)),
+        rule: Rule::Any(delete_container_body),
+        parts: true,
+    },
+    Deliberate {
+        id: "surrogates",
+        what: "a character beyond the basic plane is written as two surrogates of three bytes each | as UTF-8",
+        reason: "what Apache writes is not UTF-8, and no client reads it back as the character",
+        scope: Scope::Ringkeeper,
+        rule: Rule::Pair(surrogates),
+        parts: false,
     },
     Deliberate {
         id: "create-session-operation",
@@ -200,6 +279,98 @@ fn watch_kinds(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
         && [0, ZkError::NoWatcher.code()].contains(our_error)
 }
 
+fn check_watches(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
+    let (
+        Seen::Reply {
+            call,
+            op,
+            xid,
+            zxid,
+            error,
+            ..
+        },
+        Seen::Reply {
+            op: our_op,
+            xid: our_xid,
+            zxid: our_zxid,
+            error: our_error,
+            ..
+        },
+    ) = (theirs, ours)
+    else {
+        return false;
+    };
+    let finds_more = *error == 0 && *our_error == ZkError::NoWatcher.code();
+    *op == OpCode::CheckWatches.code()
+        && (finds_more || is_path_odd(context, *call))
+        && (op, xid, zxid) == (our_op, our_xid, our_zxid)
+}
+
+fn remove_watches_path(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
+    let (Seen::Reply { call, op, error, .. }, Seen::Reply { error: ours, .. }) = (theirs, ours)
+    else {
+        return false;
+    };
+    *op == OpCode::RemoveWatches.code()
+        && *error == ZkError::MarshallingError.code()
+        && [0, ZkError::NoWatcher.code()].contains(ours)
+        && is_path_odd(context, *call)
+}
+
+/// Whether the path of checkWatches or removeWatches is none that a znode could have.
+fn is_path_odd(context: &Context<'_>, call: usize) -> bool {
+    let Some(call) = context.call(call) else {
+        return false;
+    };
+    match call.request() {
+        Some(Request::CheckWatches { path, .. } | Request::RemoveWatches { path, .. }) => {
+            !is_valid_path(path)
+        }
+        _ => call.spoiled.is_some(),
+    }
+}
+
+// ZK: PathUtils.validatePath, as far as scripts go wrong.
+fn is_valid_path(path: &str) -> bool {
+    let is_odd = |c: char| {
+        matches!(c, '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..)
+    };
+    path == "/"
+        || path.strip_prefix('/').is_some_and(|rest| {
+            !rest.contains(is_odd)
+                && rest
+                    .split('/')
+                    .all(|name| !matches!(name, "" | "." | ".."))
+        })
+}
+
+fn surrogates(_: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
+    let theirs = format!("{theirs:?}");
+    theirs.contains(SURROGATES) && theirs.replace(SURROGATES, "") == format!("{ours:?}")
+}
+
+fn watch_kinds_of_modes(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
+    let (
+        Seen::Reply { call, error, .. },
+        Seen::Reply {
+            error: our_error, ..
+        },
+    ) = (theirs, ours)
+    else {
+        return false;
+    };
+    let (path, kind) = match context.call(*call).and_then(Call::request) {
+        Some(
+            Request::CheckWatches { path, kind } | Request::RemoveWatches { path, kind },
+        ) => (path, kind),
+        _ => return false,
+    };
+    matches!(kind, 1..=3)
+        && context.script.watches_lastingly(path)
+        && [0, ZkError::NoWatcher.code()].contains(error)
+        && [0, ZkError::NoWatcher.code()].contains(our_error)
+}
+
 fn watch_modes(context: &Context<'_>, theirs: Option<&Seen>, ours: Option<&Seen>) -> bool {
     let is_of_watches = |seen: Option<&Seen>| match seen {
         Some(Seen::Event { .. }) => true,
@@ -209,6 +380,104 @@ fn watch_modes(context: &Context<'_>, theirs: Option<&Seen>, ours: Option<&Seen>
         _ => false,
     };
     context.script.mixes_watch_modes && (is_of_watches(theirs) || is_of_watches(ours))
+}
+
+fn malformed_zxid(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
+    let (
+        Seen::Reply {
+            call,
+            xid,
+            zxid: Offset::At(zxid),
+            error,
+            body,
+            ..
+        },
+        Seen::Reply {
+            xid: our_xid,
+            zxid: Offset::At(our_zxid),
+            error: our_error,
+            body: our_body,
+            ..
+        },
+    ) = (theirs, ours)
+    else {
+        return false;
+    };
+    let is_spoiled_write = context.call(*call).is_some_and(|call| {
+        call.spoiled.is_some()
+            && call
+                .op()
+                .is_some_and(|op| op.is_write() && op != OpCode::Multi)
+    });
+    is_spoiled_write
+        && *error == ZkError::MarshallingError.code()
+        && (xid, error, body) == (our_xid, our_error, our_body)
+        && *zxid == our_zxid + 1
+}
+
+fn multi_create2(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
+    let (
+        Seen::Reply {
+            call,
+            op,
+            xid,
+            zxid,
+            error,
+            body: Body::Parts(parts),
+        },
+        Seen::Reply {
+            op: our_op,
+            xid: our_xid,
+            zxid: our_zxid,
+            error: our_error,
+            body: Body::Parts(our_parts),
+            ..
+        },
+    ) = (theirs, ours)
+    else {
+        return false;
+    };
+    let Some(Request::Multi(requests)) = context.call(*call).and_then(Call::request) else {
+        return false;
+    };
+    let is_part_right = |(request, (part, ours)): (&Request<'_>, (&Part, &Part))| {
+        let is_create2 = request.op() == OpCode::Create2
+            && part.op == OpCode::Create.code()
+            && ours.op == OpCode::Create2.code();
+        match (&part.body, &ours.body) {
+            (Body::Path(path), Body::PathNode(our_path, _)) if is_create2 => path == our_path,
+            _ => part == ours,
+        }
+    };
+    (op, xid, zxid, error) == (our_op, our_xid, our_zxid, our_error)
+        && parts.len() == our_parts.len()
+        && requests
+            .iter()
+            .zip(parts.iter().zip(our_parts))
+            .all(is_part_right)
+}
+
+fn multi_create_flags(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
+    let (Seen::Reply { call, .. }, Seen::Reply { error, .. }) = (theirs, ours) else {
+        return false;
+    };
+    let Some(Request::Multi(parts)) = context.call(*call).and_then(Call::request) else {
+        return false;
+    };
+    let is_odd = |part: &Request<'_>| {
+        matches!(part, Request::Create { op, create }
+            if *op != OpCode::CreateTtl
+                && (create.acl.is_none() || !(0..=4).contains(&create.flags)))
+    };
+    parts.iter().any(is_odd) && *error == ZkError::MarshallingError.code()
+}
+
+fn check_alone(context: &Context<'_>, _: &[Seen], ours: &[Seen]) -> bool {
+    context.is_only(OpCode::Check) && is_refused(ours)
+}
+
+fn delete_container_body(context: &Context<'_>, _: Option<&Seen>, _: Option<&Seen>) -> bool {
+    context.is_only(OpCode::DeleteContainer)
 }
 
 fn create_session_refused(context: &Context<'_>, _: &[Seen], ours: &[Seen]) -> bool {

@@ -13,18 +13,23 @@ use ringkeeper_proto::acl::{Acl, AclList};
 use ringkeeper_proto::connect::{ConnectRequest, ConnectResponse, PASSWORD_LEN};
 use ringkeeper_proto::reply::ReplyHeader;
 use ringkeeper_proto::request::{CreateRequest, RequestHeader};
-use ringkeeper_proto::{OpCode, Reader, Request, SessionId, Xid, Zxid};
+use ringkeeper_proto::{OpCode, Reader, Request, SessionId, Xid, ZkError, Zxid};
 
 use crate::client::{Arrival, Connection, PATIENCE};
 use crate::decode::Lens;
-use crate::observation::{Data, Seen, StepSeen, Transcript};
-use crate::script::{Call, Hello, LastSeen, Password, SLOTS, Script, SessionOf, Step};
+use crate::observation::{Data, Offset, Seen, StepSeen, Transcript};
+use crate::script::{
+    Call, Hello, LastSeen, Password, SLOTS, Script, SessionOf, Since, Step,
+};
 use crate::servers::{SUPER_PASSWORD, TICK_MS};
 
 /// The znodes that no script makes or removes, but many look at.
 const LASTING: [&str; 4] = ["/", "/zookeeper", "/zookeeper/quota", "/zookeeper/config"];
 /// A session may live two ticks longer than its time-out, and the machine may be slow.
 const EXPIRY_SLACK: Duration = Duration::from_millis(2 * TICK_MS as u64 + 1_500);
+
+/// How long a close may follow its reply.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct Session {
@@ -77,10 +82,13 @@ impl Executor {
             lens,
             slots: Default::default(),
             sessions: Vec::new(),
+            zxids: Vec::new(),
         };
         let mut transcript = Transcript::default();
         for step in &script.steps {
-            transcript.steps.push(run.step(step)?);
+            let seen = run.step(step)?;
+            run.note_zxid(&seen);
+            transcript.steps.push(seen);
         }
         run.end()?;
         self.control.clean_up()?;
@@ -95,9 +103,30 @@ struct Run {
     lens: Lens,
     slots: [Slot; SLOTS],
     sessions: Vec<Session>,
+    /// The largest zxid shown by the end of each step.
+    zxids: Vec<i64>,
 }
 
 impl Run {
+    fn note_zxid(&mut self, seen: &StepSeen) {
+        let mut last = self.zxids.last().copied().unwrap_or(self.lens.start);
+        if let Some(Offset::At(offset)) = seen.zxids().max() {
+            last = last.max(self.lens.start.wrapping_add(offset));
+        }
+        self.zxids.push(last);
+    }
+
+    fn zxid_of(&self, since: Since) -> i64 {
+        match since {
+            Since::Nothing => 0,
+            Since::Step(step) => {
+                let shown = self.zxids.get(step).or(self.zxids.last());
+                shown.copied().unwrap_or(self.lens.start)
+            }
+            Since::Future => i64::MAX,
+        }
+    }
+
     fn step(&mut self, step: &Step) -> Result<StepSeen> {
         let (acting, seen) = match step {
             Step::Connect { slot, hello } => (Some(*slot), self.connect(*slot, hello)?),
@@ -236,16 +265,16 @@ impl Run {
     }
 
     fn burst(&mut self, slot: usize, calls: &[Call]) -> Vec<Seen> {
-        let start = self.lens.start;
-        let state = &mut self.slots[slot];
-        let Some(connection) = &mut state.connection else {
-            return vec![Seen::Closed];
-        };
         let mut out = Vec::new();
         for call in calls {
-            state.xid += 1;
-            append_call(call, call.xid.unwrap_or(state.xid), start, &mut out);
+            self.slots[slot].xid += 1;
+            let xid = call.xid.unwrap_or(self.slots[slot].xid);
+            let since = call.relative.map(|since| self.zxid_of(since));
+            append_call(call, xid, since, &mut out);
         }
+        let Some(connection) = &mut self.slots[slot].connection else {
+            return vec![Seen::Closed];
+        };
         connection.send(&out);
         let mut seen = Vec::new();
         for (place, call) in calls.iter().enumerate() {
@@ -257,9 +286,34 @@ impl Run {
             .last()
             .is_some_and(|call| may_close(call, seen.last()))
         {
-            seen.extend(self.ping(slot));
+            let is_closing = calls.last().is_some_and(|call| must_close(call, seen.last()));
+            let mut after = if is_closing {
+                self.await_close(slot)
+            } else {
+                self.ping(slot)
+            };
+            // Whether it was asked depends on the reply, so being alive leaves no trace.
+            if matches!(after.last(), Some(Seen::Pong { .. })) {
+                after.pop();
+            }
+            seen.extend(after);
         }
         seen
+    }
+
+    /// Waits for the close that should follow; a ping may overtake it.
+    fn await_close(&mut self, slot: usize) -> Vec<Seen> {
+        let Some(connection) = &mut self.slots[slot].connection else {
+            return Vec::new();
+        };
+        match connection.next_within(CLOSE_PATIENCE) {
+            Ok(Arrival::Silence) => self.ping(slot),
+            Ok(Arrival::Closed) | Err(_) => {
+                self.slots[slot].connection = None;
+                vec![Seen::Closed]
+            }
+            Ok(other) => vec![end_of(other)],
+        }
     }
 
     /// Reads up to the reply of one call; false when the connection is at its end.
@@ -548,10 +602,29 @@ fn may_close(call: &Call, last: Option<&Seen>) -> bool {
     )
 }
 
-fn append_call(call: &Call, xid: i32, start: i64, out: &mut Vec<u8>) {
+/// Whether a server closes the connection of its own accord after this reply.
+fn must_close(call: &Call, last: Option<&Seen>) -> bool {
+    const AUTH_FAILED: i32 = ZkError::AuthFailed.code();
+    let is_refused = matches!(
+        last,
+        Some(Seen::Reply {
+            error: AUTH_FAILED,
+            ..
+        })
+    );
+    let is_none = matches!(
+        call.op(),
+        None | Some(
+            OpCode::Notification | OpCode::Error | OpCode::Check | OpCode::CloseSession
+        )
+    );
+    is_refused || is_none
+}
+
+fn append_call(call: &Call, xid: i32, since: Option<i64>, out: &mut Vec<u8>) {
     let mut body = call.body.clone();
-    if let (Some(offset), Some(place)) = (call.relative, body.get_mut(..8)) {
-        place.copy_from_slice(&start.wrapping_add(offset).to_be_bytes());
+    if let (Some(since), Some(place)) = (since, body.get_mut(..8)) {
+        place.copy_from_slice(&since.to_be_bytes());
     }
     let len = i32::try_from(body.len() + 8).unwrap_or(i32::MAX);
     out.extend(len.to_be_bytes());

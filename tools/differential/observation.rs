@@ -187,6 +187,60 @@ pub(crate) enum Seen {
     Silence,
 }
 
+impl Offset {
+    /// The offset without the transactions in `skipped` (offsets of the same count).
+    fn without(self, skipped: &[i64]) -> Self {
+        match self {
+            Self::At(offset) => {
+                let before = skipped.iter().filter(|skipped| **skipped <= offset).count();
+                Self::At(offset.saturating_sub(i64::try_from(before).unwrap_or(i64::MAX)))
+            }
+            other => other,
+        }
+    }
+}
+
+impl Seen {
+    /// The same with zxids as if the transactions in `skipped` had not been.
+    pub(crate) fn without(&self, skipped: &[i64]) -> Self {
+        let mut seen = self.clone();
+        if skipped.is_empty() {
+            return seen;
+        }
+        match &mut seen {
+            Self::Reply { zxid, body, .. } => {
+                *zxid = zxid.without(skipped);
+                body.skip(skipped);
+            }
+            Self::Event { zxid, .. } | Self::Pong { zxid, .. } => *zxid = zxid.without(skipped),
+            _ => {}
+        }
+        seen
+    }
+}
+
+impl Body {
+    fn skip(&mut self, skipped: &[i64]) {
+        match self {
+            Self::PathNode(_, node)
+            | Self::Node(node)
+            | Self::Data(_, node)
+            | Self::Acl(_, node)
+            | Self::NamesNode(_, node) => {
+                for zxid in [&mut node.czxid, &mut node.mzxid, &mut node.pzxid] {
+                    *zxid = zxid.without(skipped);
+                }
+            }
+            Self::Parts(parts) => {
+                for part in parts {
+                    part.body.skip(skipped);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
 /// What one step showed, per slot, in order of arrival.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StepSeen {

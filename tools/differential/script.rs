@@ -43,6 +43,21 @@ impl Script {
             .sum()
     }
 
+    /// Whether some client watches `path` in a mode that lasts.
+    pub(crate) fn watches_lastingly(&self, path: &str) -> bool {
+        self.steps.iter().any(|step| match step {
+            Step::Burst { calls, .. } => calls.iter().any(|call| match call.request() {
+                Some(Request::AddWatch { path: watched, .. }) => watched == path,
+                Some(Request::SetWatches { watches, .. }) => {
+                    watches.persistent.contains(&path)
+                        || watches.persistent_recursive.contains(&path)
+                }
+                _ => false,
+            }),
+            _ => false,
+        })
+    }
+
     /// Whether some client may not read `path`.
     pub(crate) fn is_unreadable(&self, path: &str) -> bool {
         self.unreadable
@@ -146,6 +161,15 @@ pub(crate) enum Password {
     Null,
 }
 
+/// What a client that asks for its watches again has seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Since {
+    Nothing,
+    /// All up to the end of this step (or of the last one before it that is left).
+    Step(usize),
+    Future,
+}
+
 /// A request as bytes, well-formed or not.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Call {
@@ -153,9 +177,8 @@ pub(crate) struct Call {
     pub(crate) body: Vec<u8>,
     /// The xid to use in place of the connection's next.
     pub(crate) xid: Option<i32>,
-    /// setWatches: the relative zxid, as an offset from the script's start, to write over the body's first
-    /// eight bytes.
-    pub(crate) relative: Option<i64>,
+    /// setWatches: the relative zxid to write over the body's first eight bytes.
+    pub(crate) relative: Option<Since>,
     /// How the body was spoiled, if it was.
     pub(crate) spoiled: Option<&'static str>,
 }
@@ -260,7 +283,7 @@ impl fmt::Debug for Call {
             write!(f, " xid={xid}")?;
         }
         if let Some(relative) = self.relative {
-            write!(f, " relative_zxid=start+{relative}")?;
+            write!(f, " since {relative:?}")?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use ringkeeper_proto::request::SetWatchesRequest;
 use ringkeeper_proto::{OpCode, Request};
 
 use super::{Generator, Mode};
-use crate::script::Call;
+use crate::script::{Call, Since};
 
 impl Generator {
     /// Whether `slot` may watch `path` in this mode. A second mode on one path is let through now and
@@ -34,10 +34,7 @@ impl Generator {
             4..7 => self.watching_read(slot),
             7..9 => self.watches_question(slot, OpCode::CheckWatches),
             9..11 => self.watches_question(slot, OpCode::RemoveWatches),
-            _ => {
-                let since = self.rng.random_range(-5..60);
-                self.set_watches(slot, since)
-            }
+            _ => self.set_watches(slot),
         }
     }
 
@@ -101,8 +98,13 @@ impl Generator {
         })
     }
 
-    /// What a client that has seen `since` transactions of the script asks to get its watches back.
-    pub(super) fn set_watches(&mut self, slot: usize, since: i64) -> Call {
+    /// What a client asks to get its watches back.
+    pub(super) fn set_watches(&mut self, slot: usize) -> Call {
+        let since = match self.rng.random_range(0..10) {
+            0 => Since::Nothing,
+            1 => Since::Future,
+            _ => Since::Step(self.rng.random_range(0..self.steps.len().max(1))),
+        };
         let op = if self.rng.random() {
             OpCode::SetWatches
         } else {
