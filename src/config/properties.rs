@@ -281,6 +281,31 @@ mod tests {
     }
 
     #[test]
+    fn random_inputs_are_read_as_java_reads_them() {
+        // testdata/PropertiesOracle.java made the file.
+        for line in include_str!("testdata/properties.txt").lines() {
+            let (input, expect) = line.split_once(' ').unwrap_or((line, ""));
+            let bytes: Vec<u8> = (0..input.len())
+                .step_by(2)
+                .map(|at| u8::from_str_radix(&input[at..at + 2], 16).unwrap())
+                .collect();
+            let hexadecimal = |text: &str| -> String {
+                text.encode_utf16()
+                    .map(|unit| format!("{unit:04x}"))
+                    .collect()
+            };
+            let found = match parse(&bytes) {
+                Ok(found) => found
+                    .iter()
+                    .map(|p| format!("{}={};", hexadecimal(&p.key), hexadecimal(&p.value)))
+                    .collect(),
+                Err(MalformedEscape { .. }) => "ERR".to_owned(),
+            };
+            assert_eq!(found, expect, "{:?}", String::from_utf8_lossy(&bytes));
+        }
+    }
+
+    #[test]
     fn any_bytes_are_read_without_panic() {
         // A small linear congruential generator over the bytes that matter; each input is also read to its end.
         let alphabet = b"a=: \t\\\n\r#!u0f\x0c";
