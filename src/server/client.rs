@@ -33,7 +33,13 @@ pub(crate) enum Stage {
 #[derive(Debug)]
 pub(crate) enum Pending {
     /// A write, or a sync, on its way; of a sync its body, which the reply repeats.
-    Write { op: OpCode, sync: Option<Bytes>, arrived_us: u64 },
+    Write {
+        op: OpCode,
+        sync: Option<Bytes>,
+        /// Its bytes, if it counts as large, else 0.
+        large_bytes: usize,
+        arrived_us: u64,
+    },
     /// A read behind it.
     Read(WaitingRead),
 }
@@ -128,7 +134,10 @@ impl ClientStats {
         self.last_xid = xid.0;
         self.last_zxid = zxid;
         self.last_latency_ms = latency_ms;
-        self.latency_min_ms = Some(self.latency_min_ms.map_or(latency_ms, |min| min.min(latency_ms)));
+        self.latency_min_ms = Some(
+            self.latency_min_ms
+                .map_or(latency_ms, |min| min.min(latency_ms)),
+        );
         self.latency_max_ms = self.latency_max_ms.max(latency_ms);
         self.latency_sum_ms += latency_ms;
     }
@@ -175,6 +184,9 @@ impl ClientStats {
 
     /// Back to zero (`crst`).
     pub(crate) fn reset(&mut self) {
-        *self = Self { established_ms: self.established_ms, ..Self::default() };
+        *self = Self {
+            established_ms: self.established_ms,
+            ..Self::default()
+        };
     }
 }

@@ -7,7 +7,9 @@ static START: OnceLock<Instant> = OnceLock::new();
 
 /// Milliseconds since 1970: the time that transactions carry.
 pub(crate) fn wall_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 

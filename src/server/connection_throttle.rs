@@ -28,7 +28,11 @@ struct State {
 impl ConnectionThrottle {
     /// A full bucket; `None` when the throttle is off.
     pub(crate) fn new(config: &ConnectionThrottleConfig) -> Option<Self> {
-        let weight = if config.weighted { i64::from(config.global_weight) } else { 1 };
+        let weight = if config.weighted {
+            i64::from(config.global_weight)
+        } else {
+            1
+        };
         let tokens_max = i64::from(config.tokens?) * weight;
         let now_ms = clock::monotonic_ms();
         Some(Self {
@@ -80,7 +84,9 @@ impl State {
     // The chance of a drop grows while the bucket is empty and shrinks while it is hardly used.
     fn adapt(&mut self, throttle: &ConnectionThrottle, now_ms: u64) {
         let config = &throttle.config;
-        let Some(freeze_ms) = config.freeze_ms else { return };
+        let Some(freeze_ms) = config.freeze_ms else {
+            return;
+        };
         if now_ms - self.frozen_ms < u64::from(freeze_ms) {
             return;
         }

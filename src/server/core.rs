@@ -138,7 +138,11 @@ impl<D: Disk> Core<D> {
     pub(crate) fn hear(&mut self, message: CoreMessage) {
         match message {
             CoreMessage::NewSession { from, timeout_ms } => self.new_session(from, timeout_ms),
-            CoreMessage::Reconnect { from, session, timeout_ms } => {
+            CoreMessage::Reconnect {
+                from,
+                session,
+                timeout_ms,
+            } => {
                 self.reconnect(from, session, timeout_ms);
             }
             CoreMessage::Write(write) => self.write(&write),
@@ -153,9 +157,11 @@ impl<D: Disk> Core<D> {
 
     fn new_session(&mut self, to: ClientKey, timeout_ms: i32) {
         let session = self.sessions.open(timeout_ms, to, clock::monotonic_ms());
-        self.own(session.session, Answer::Session { to, session }, |head, zxid, context, _| {
-            execute_create_session(head, zxid, timeout_ms, context)
-        });
+        self.own(
+            session.session,
+            Answer::Session { to, session },
+            |head, zxid, context, _| execute_create_session(head, zxid, timeout_ms, context),
+        );
     }
 
     fn reconnect(&mut self, from: ClientKey, session: SessionId, timeout_ms: i32) {
@@ -166,7 +172,14 @@ impl<D: Disk> Core<D> {
                 self.tell(from.shard, ShardMessage::Attach { to: from, session });
             }
             Some((session, Some(client))) => {
-                self.tell(client.shard, ShardMessage::Detach { client, then: from, session });
+                self.tell(
+                    client.shard,
+                    ShardMessage::Detach {
+                        client,
+                        then: from,
+                        session,
+                    },
+                );
             }
         }
     }
@@ -178,19 +191,33 @@ impl<D: Disk> Core<D> {
     }
 
     fn write(&mut self, write: &WriteMessage) {
-        let &WriteMessage { from: to, session, xid, op, keep_before, .. } = write;
+        let &WriteMessage {
+            from: to,
+            session,
+            xid,
+            op,
+            keep_before,
+            ..
+        } = write;
         self.make_room(write.body.len());
         let before = keep_before.then(|| self.head.clone());
         if op == OpCode::Sync {
             // Its place in the order is its meaning: everything before it is committed when it is
             // answered.
-            let answer = Answer::Write { to, xid, outcome: Ok(WriteReply::Empty) };
+            let answer = Answer::Write {
+                to,
+                xid,
+                outcome: Ok(WriteReply::Empty),
+            };
             self.step(self.head.zxid(), before, answer);
             return;
         }
-        if let Err(error) = self.log.admits() {
-            tracing::error!(%error, "write refused");
-            let answer = Answer::Write { to, xid, outcome: Err(ZkError::SystemError) };
+        if let Err(error) = self.admit(write) {
+            let answer = Answer::Write {
+                to,
+                xid,
+                outcome: Err(error),
+            };
             self.step(self.head.zxid(), before, answer);
             return;
         }
@@ -198,7 +225,11 @@ impl<D: Disk> Core<D> {
         let settings = Arc::clone(&self.settings);
         let context = Context {
             session,
-            session_state: if is_open { SessionState::Live } else { SessionState::Closing },
+            session_state: if is_open {
+                SessionState::Live
+            } else {
+                SessionState::Closing
+            },
             cxid: xid.0,
             time_ms: clock::wall_ms(),
             identities: &write.identities,
@@ -209,9 +240,13 @@ impl<D: Disk> Core<D> {
         let executed = match Request::decode(op, &write.body) {
             Ok(request) => execute(head, zxid, &request, &context, events),
             Err(error) => {
-                let failed = Undecodable::new(op, &error);
+                let failed = Undecodable::new(op, &error, &context);
                 if !failed.takes_zxid {
-                    let answer = Answer::Write { to, xid, outcome: Err(failed.error) };
+                    let answer = Answer::Write {
+                        to,
+                        xid,
+                        outcome: Err(failed.error),
+                    };
                     self.step(self.head.zxid(), before, answer);
                     return;
                 }
@@ -221,7 +256,37 @@ impl<D: Disk> Core<D> {
         if op == OpCode::CloseSession {
             self.sessions.close(session);
         }
-        self.record(executed, before, |outcome| Answer::Write { to, xid, outcome });
+        self.record(executed, before, |outcome| Answer::Write {
+            to,
+            xid,
+            outcome,
+        });
+    }
+
+    /// Whether a write may be executed now.
+    ///
+    /// # Errors
+    /// When the disk is full, or when the write has waited too long (`throttled_op_wait_time`).
+    fn admit(&mut self, write: &WriteMessage) -> Result<(), ZkError> {
+        if write.op == OpCode::CloseSession {
+            return Ok(());
+        }
+        let wait_ms_max = self.settings.config.throttle.op_wait_ms_max;
+        if let Some(wait_ms_max) = wait_ms_max
+            && clock::monotonic_us() - write.arrived_us > u64::from(wait_ms_max) * 1000
+        {
+            self.stats.throttled += 1;
+            return Err(ZkError::ThrottledOp);
+        }
+        let Err(error) = self.log.admits() else {
+            return Ok(());
+        };
+        self.stats.refused += 1;
+        if self.stats.refused.is_power_of_two() {
+            tracing::error!(%error, refused = self.stats.refused, "writes are refused");
+        }
+        // Nothing of it is in Apache's protocol; -1 is what its clients show as a system error.
+        Err(ZkError::SystemError)
     }
 
     /// Executes a transaction of the server's own, in the name of `session`.
@@ -233,15 +298,19 @@ impl<D: Disk> Core<D> {
     ) {
         self.make_room(0);
         let settings = Arc::clone(&self.settings);
-        let context =
-            Context { session, ..Context::internal(clock::wall_ms(), &settings.tree) };
+        let context = Context {
+            session,
+            ..Context::internal(clock::wall_ms(), &settings.tree)
+        };
         let zxid = self.next_zxid();
         let executed = execute(&mut self.head, zxid, &context, &mut self.events);
         self.record(executed, None, |_| answer);
     }
 
     fn next_zxid(&self) -> Zxid {
-        self.zab.next_zxid().expect("a server without an ensemble always leads")
+        self.zab
+            .next_zxid()
+            .expect("a server without an ensemble always leads")
     }
 
     /// Encodes a transaction into the open batch.
@@ -251,22 +320,38 @@ impl<D: Disk> Core<D> {
         before: Option<Tree>,
         answer: impl FnOnce(Result<WriteReply, ZkError>) -> Answer,
     ) {
-        let Executed { header, txn, outcome, digest, warnings } = executed;
+        let Executed {
+            header,
+            txn,
+            outcome,
+            digest,
+            warnings,
+        } = executed;
         for warning in warnings {
             self.stats.warn_of_quota(&warning);
         }
         let digest = self.settings.config.ensemble.tree_digest.then_some(&digest);
         let len = record_len(&txn, digest.is_some());
         self.batch
-            .append(header.zxid, len, |mut place| encode_record(&header, &txn, digest, &mut place))
+            .append(header.zxid, len, |mut place| {
+                encode_record(&header, &txn, digest, &mut place)
+            })
             .expect("execute keeps transactions within the limit, and zxids grow");
         self.stats.logged(header.zxid, self.head.digest(), len);
-        self.input(Input::Proposed { zxid: header.zxid, payload: () });
+        self.input(Input::Proposed {
+            zxid: header.zxid,
+            payload: (),
+        });
         self.step(header.zxid, before, answer(outcome));
     }
 
     fn step(&mut self, zxid: Zxid, before: Option<Tree>, answer: Answer) {
-        self.steps.push(Step { zxid, events_end: self.events.len(), before, answer });
+        self.steps.push(Step {
+            zxid,
+            events_end: self.events.len(),
+            before,
+            answer,
+        });
     }
 
     /// Closes the open batch when a transaction of about `body_bytes` might not fit it.
@@ -286,7 +371,10 @@ impl<D: Disk> Core<D> {
             steps: mem::take(&mut self.steps),
             events: mem::take(&mut self.events),
         };
-        self.sealed.push_back(Sealed { through: self.head.zxid(), publication });
+        self.sealed.push_back(Sealed {
+            through: self.head.zxid(),
+            publication,
+        });
         if !self.batch.is_empty() {
             let next = self.log.new_batch();
             self.to_write.push_back(mem::replace(&mut self.batch, next));
@@ -313,7 +401,10 @@ impl<D: Disk> Core<D> {
     /// A write has completed: everything up to `through` is durable.
     pub(crate) fn flushed(&mut self, through: Zxid) {
         self.writes_in_flight -= 1;
-        self.input(Input::Flushed { through, generation: self.zab.log_generation() });
+        self.input(Input::Flushed {
+            through,
+            generation: self.zab.log_generation(),
+        });
         self.publish();
     }
 
@@ -332,10 +423,14 @@ impl<D: Disk> Core<D> {
         }
         self.outputs = outputs;
         // What is recovered is durable; everything else is answered when its batch is written.
-        if flush_wanted && self.batch.is_empty() && self.sealed.is_empty() && self.steps.is_empty() {
+        if flush_wanted && self.batch.is_empty() && self.sealed.is_empty() && self.steps.is_empty()
+        {
             let through = self.log.durable_through().max(self.committed);
             if through == self.head.zxid() && self.zab.delivered() < through {
-                self.input(Input::Flushed { through, generation: self.zab.log_generation() });
+                self.input(Input::Flushed {
+                    through,
+                    generation: self.zab.log_generation(),
+                });
             }
         }
     }
@@ -361,11 +456,13 @@ impl<D: Disk> Core<D> {
     pub(crate) fn end_turn(&mut self) {
         self.shards.iter_mut().for_each(Outbox::flush);
         self.freed.clear();
-        self.snapshots.start_if_due(&self.published, &mut self.stats.since_snapshot);
+        self.snapshots
+            .start_if_due(&self.published, &mut self.stats.since_snapshot);
     }
 
     fn snapshot_taken(&mut self, taken: Result<SnapshotTaken, String>) {
-        self.snapshots.ended(taken.as_ref().ok().map(|taken| taken.info.bytes));
+        self.snapshots
+            .ended(taken.as_ref().ok().map(|taken| taken.info.bytes));
         match taken {
             Ok(taken) => {
                 self.stats.snapshots_taken += 1;
@@ -377,7 +474,10 @@ impl<D: Disk> Core<D> {
             }
             Err(error) => {
                 self.stats.snapshot_errors += 1;
-                tracing::error!(error, "snapshot failed; the log keeps everything until one succeeds");
+                tracing::error!(
+                    error,
+                    "snapshot failed; the log keeps everything until one succeeds"
+                );
             }
         }
     }
@@ -413,8 +513,12 @@ impl<D: Disk> Core<D> {
         for session in self.sessions.expired(clock::monotonic_ms()) {
             tracing::info!(%session, "session expired");
             self.stats.sessions_expired += 1;
-            let Some(closed) = self.sessions.close(session) else { continue };
-            let answer = closed.owner.map_or(Answer::Nobody, |to| Answer::Dropped { to });
+            let Some(closed) = self.sessions.close(session) else {
+                continue;
+            };
+            let answer = closed
+                .owner
+                .map_or(Answer::Nobody, |to| Answer::Dropped { to });
             self.own(session, answer, execute_close_session);
         }
     }
@@ -430,9 +534,19 @@ impl<D: Disk> Core<D> {
 
     /// Deletes a container or a TTL znode, unless it has become used meanwhile.
     pub(crate) fn delete_container(&mut self, path: &str) {
-        self.own(SessionId::NONE, Answer::Nobody, |head, zxid, context, events| {
-            execute(head, zxid, &Request::DeleteContainer { path }, context, events)
-        });
+        self.own(
+            SessionId::NONE,
+            Answer::Nobody,
+            |head, zxid, context, events| {
+                execute(
+                    head,
+                    zxid,
+                    &Request::DeleteContainer { path },
+                    context,
+                    events,
+                )
+            },
+        );
     }
 
     /// How containers are to be deleted.

@@ -29,6 +29,9 @@ pub(crate) struct CoreStats {
     pub(crate) snapshots_taken: u64,
     pub(crate) snapshot_errors: u64,
     pub(crate) last_snapshot_ms: u64,
+    /// Writes that waited too long, and writes refused for want of disk space.
+    pub(crate) throttled: u64,
+    pub(crate) refused: u64,
     transactions: u64,
     digests: VecDeque<(Zxid, u64)>,
     quota_warned_ms: Option<u64>,
@@ -64,7 +67,11 @@ impl CoreStats {
     pub(crate) fn reset(&mut self) {
         let since_snapshot = self.since_snapshot;
         let digests = std::mem::take(&mut self.digests);
-        *self = Self { since_snapshot, digests, ..Self::default() };
+        *self = Self {
+            since_snapshot,
+            digests,
+            ..Self::default()
+        };
     }
 }
 
@@ -74,15 +81,23 @@ impl<D: Disk> Core<D> {
         let stats = &self.stats;
         let mut metrics = vec![
             ("snapshots_taken", Metric::Integer(stats.snapshots_taken)),
-            ("snapshot_error_count", Metric::Integer(stats.snapshot_errors)),
+            (
+                "snapshot_error_count",
+                Metric::Integer(stats.snapshot_errors),
+            ),
             ("last_snapshottime", Metric::Integer(stats.last_snapshot_ms)),
+            ("throttled_ops", Metric::Integer(stats.throttled)),
+            ("writes_refused_disk_full", Metric::Integer(stats.refused)),
         ];
         self.log.with_stats(|log| {
             let write_ms = |quantile| log.write_us.value_at_quantile(quantile) as f64 / 1000.0;
             metrics.extend([
                 ("cnt_fsynctime", Metric::Integer(log.write_us.len())),
                 ("avg_fsynctime", Metric::Float(log.write_us.mean() / 1000.0)),
-                ("max_fsynctime", Metric::Float(log.write_us.max() as f64 / 1000.0)),
+                (
+                    "max_fsynctime",
+                    Metric::Float(log.write_us.max() as f64 / 1000.0),
+                ),
                 ("p50_fsynctime", Metric::Float(write_ms(0.5))),
                 ("p99_fsynctime", Metric::Float(write_ms(0.99))),
                 ("p999_fsynctime", Metric::Float(write_ms(0.999))),

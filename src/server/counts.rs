@@ -16,10 +16,15 @@ use crate::settings::Settings;
 pub(crate) struct SharedCounts {
     outstanding: AtomicUsize,
     outstanding_max: usize,
+    requests_max: usize,
     connections: Mutex<Connections>,
     per_address_max: usize,
     total_max: usize,
     throttle: Option<ConnectionThrottle>,
+    /// Bytes of large requests that wait.
+    large_bytes: AtomicUsize,
+    large_min: usize,
+    large_max: usize,
 }
 
 #[derive(Debug, Default)]
@@ -31,13 +36,20 @@ struct Connections {
 impl SharedCounts {
     /// Nothing yet, with the limits of `settings`; a limit of 0 is no limit.
     pub(crate) fn new(settings: &Settings) -> Self {
+        let limits = &settings.config.throttle;
         Self {
             outstanding: AtomicUsize::new(0),
-            outstanding_max: settings.config.throttle.outstanding_max as usize,
+            outstanding_max: limits.outstanding_max as usize,
+            requests_max: limits.requests_max.map_or(usize::MAX, |max| max as usize),
             connections: Mutex::default(),
             per_address_max: settings.config.clients.per_address_max.unwrap_or(0) as usize,
             total_max: settings.config.clients.total_max.unwrap_or(0) as usize,
             throttle: ConnectionThrottle::new(&settings.config.connection_throttle),
+            large_bytes: AtomicUsize::new(0),
+            large_min: limits
+                .large_request_bytes_min
+                .map_or(usize::MAX, |bytes| bytes as usize),
+            large_max: limits.large_requests_bytes_max as usize,
         }
     }
 
@@ -62,12 +74,42 @@ impl SharedCounts {
         self.outstanding() > self.outstanding_max
     }
 
+    /// Whether so many wait that no further request is taken (`request_throttle_max_requests`).
+    pub(crate) fn is_throttled(&self) -> bool {
+        self.outstanding() >= self.requests_max
+    }
+
+    /// Counts a write of `bytes` as large if it is, until [`SharedCounts::finished_large`] with the bytes
+    /// returned (`largeRequestThreshold`).
+    ///
+    /// # Errors
+    /// When too many bytes of large requests wait already (`largeRequestMaxBytes`).
+    pub(crate) fn started_large(&self, bytes: usize) -> Result<usize, &'static str> {
+        if bytes <= self.large_min {
+            return Ok(0);
+        }
+        let before = self.large_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before + bytes > self.large_max {
+            self.finished_large(bytes);
+            return Err("largeRequestMaxBytes");
+        }
+        Ok(bytes)
+    }
+
+    /// A large write is answered, or its connection is gone.
+    pub(crate) fn finished_large(&self, bytes: usize) {
+        self.large_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     /// Counts a connection in, unless there are too many of them (`maxClientCnxns`, `maxCnxns`).
     ///
     /// # Errors
     /// Which limit it would exceed.
     pub(crate) fn connected(&self, address: IpAddr) -> Result<(), &'static str> {
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connections = self
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if self.total_max > 0 && connections.total >= self.total_max {
             return Err("maxCnxns");
         }
@@ -82,12 +124,17 @@ impl SharedCounts {
 
     /// Whether a connect request is taken (`connection_throttle_*`).
     pub(crate) fn takes_connect(&self, is_new: bool) -> bool {
-        self.throttle.as_ref().is_none_or(|throttle| throttle.take(is_new))
+        self.throttle
+            .as_ref()
+            .is_none_or(|throttle| throttle.take(is_new))
     }
 
     /// Counts a connection out.
     pub(crate) fn disconnected(&self, address: IpAddr) {
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connections = self
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         connections.total = connections.total.saturating_sub(1);
         if let Some(here) = connections.per_address.get_mut(&address) {
             *here -= 1;
@@ -99,6 +146,9 @@ impl SharedCounts {
 
     /// How many connections there are.
     pub(crate) fn connections(&self) -> usize {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner).total
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .total
     }
 }

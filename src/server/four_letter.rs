@@ -20,8 +20,8 @@ use crate::settings::Settings;
 
 /// The words there are. `telnet close` (0xfff4fffd) is handled as one.
 const WORDS: [&[u8; 4]; 17] = [
-    b"conf", b"cons", b"crst", b"dirs", b"dump", b"envi", b"gtmk", b"hash", b"isro", b"mntr", b"ruok",
-    b"srst", b"srvr", b"stat", b"stmk", b"wchs", b"wchc",
+    b"conf", b"cons", b"crst", b"dirs", b"dump", b"envi", b"gtmk", b"hash", b"isro", b"mntr",
+    b"ruok", b"srst", b"srvr", b"stat", b"stmk", b"wchs", b"wchc",
 ];
 
 /// `wchp`, the last of them.
@@ -40,7 +40,12 @@ pub(crate) fn is_word(bytes: [u8; 4]) -> bool {
 }
 
 /// The answer to a four-letter word. `rest` is what came after it (`stmk` takes eight bytes).
-pub(crate) async fn answer(word: [u8; 4], rest: &[u8], settings: &Settings, links: &Links) -> String {
+pub(crate) async fn answer(
+    word: [u8; 4],
+    rest: &[u8],
+    settings: &Settings,
+    links: &Links,
+) -> String {
     let name = String::from_utf8_lossy(&word).into_owned();
     if word == TELNET_CLOSE {
         return String::new();
@@ -110,7 +115,9 @@ fn report(word: [u8; 4], report: &Report, links: &Links) -> String {
             let mut text = String::new();
             for (path, sessions) in report.watches_by_path() {
                 _ = writeln!(text, "{path}");
-                sessions.iter().for_each(|session| _ = writeln!(text, "\t{session}"));
+                sessions
+                    .iter()
+                    .for_each(|session| _ = writeln!(text, "\t{session}"));
             }
             text + "\n"
         }
@@ -120,7 +127,9 @@ fn report(word: [u8; 4], report: &Report, links: &Links) -> String {
 async fn reset(links: &Links, connections: bool) {
     for shard in &links.shards {
         // A mailbox is closed only when the server is stopping.
-        _ = shard.send_wait(ShardMessage::ResetStatistics { connections }).await;
+        _ = shard
+            .send_wait(ShardMessage::ResetStatistics { connections })
+            .await;
     }
     if !connections {
         _ = links.core.send_wait(CoreMessage::ResetStatistics).await;
@@ -128,7 +137,8 @@ async fn reset(links: &Links, connections: bool) {
 }
 
 fn trace_mask(rest: &[u8]) -> String {
-    rest.first_chunk::<8>().map_or_else(String::new, |mask| u64::from_be_bytes(*mask).to_string())
+    rest.first_chunk::<8>()
+        .map_or_else(String::new, |mask| u64::from_be_bytes(*mask).to_string())
 }
 
 /// What `srvr` and `mntr` call the version: the ZooKeeper version whose behaviour this is, and ours.
@@ -207,11 +217,16 @@ fn dump(report: &Report) -> String {
     let mut text = format!(
         "SessionTracker dump:\nSession Sets ({})/({}):\n",
         core.due.len(),
-        core.due.iter().map(|(_, sessions)| sessions.len()).sum::<usize>()
+        core.due
+            .iter()
+            .map(|(_, sessions)| sessions.len())
+            .sum::<usize>()
     );
     for (in_ms, sessions) in &core.due {
         _ = writeln!(text, "{} expire at {}:", sessions.len(), date_in(*in_ms));
-        sessions.iter().for_each(|session| _ = writeln!(text, "\t{session}"));
+        sessions
+            .iter()
+            .for_each(|session| _ = writeln!(text, "\t{session}"));
     }
     text.push_str("ephemeral nodes dump:\n");
     if let Some(tree) = report.tree() {
@@ -219,22 +234,34 @@ fn dump(report: &Report) -> String {
         _ = writeln!(text, "Sessions with Ephemerals ({}):", owners.len());
         for (owner, _) in owners {
             _ = writeln!(text, "{owner}:");
-            tree.ephemerals(owner).for_each(|path| _ = writeln!(text, "\t{path}"));
+            tree.ephemerals(owner)
+                .for_each(|path| _ = writeln!(text, "\t{path}"));
         }
     }
     let connections = report.connections().count();
-    _ = writeln!(text, "Connections dump:\nConnections Sets ({connections})/({connections}):");
+    _ = writeln!(
+        text,
+        "Connections dump:\nConnections Sets ({connections})/({connections}):"
+    );
     for connection in report.connections() {
-        _ = writeln!(text, "\tip: /{} sessionId: {}", connection.peer, connection.session);
+        _ = writeln!(
+            text,
+            "\tip: /{} sessionId: {}",
+            connection.peer, connection.session
+        );
     }
     text
 }
 
 fn hash(report: &Report) -> String {
-    report.core.digests.iter().fold(String::new(), |mut text, (zxid, digest)| {
-        _ = writeln!(text, "{:x}: {digest}", zxid.0);
-        text
-    })
+    report
+        .core
+        .digests
+        .iter()
+        .fold(String::new(), |mut text, (zxid, digest)| {
+            _ = writeln!(text, "{:x}: {digest}", zxid.0);
+            text
+        })
 }
 
 fn configuration(settings: &Settings) -> String {
@@ -267,16 +294,34 @@ fn directories(settings: &Settings) -> String {
 }
 
 fn directory_bytes(path: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(path) else { return 0 };
+    let Ok(entries) = fs::read_dir(path) else {
+        return 0;
+    };
     entries
         .filter_map(Result::ok)
-        .filter_map(|entry| entry.metadata().ok().map(|metadata| (entry.path(), metadata)))
-        .map(|(path, metadata)| if metadata.is_dir() { directory_bytes(&path) } else { metadata.len() })
+        .filter_map(|entry| {
+            entry
+                .metadata()
+                .ok()
+                .map(|metadata| (entry.path(), metadata))
+        })
+        .map(|(path, metadata)| {
+            if metadata.is_dir() {
+                directory_bytes(&path)
+            } else {
+                metadata.len()
+            }
+        })
         .sum()
 }
 
 fn environment() -> String {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let read = |path: &str| {
+        fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
     let home = env::var("HOME").unwrap_or_default();
     let user = env::var("USER").unwrap_or_default();
     let here = env::current_dir().unwrap_or_default();

@@ -33,7 +33,9 @@ impl Shard {
     fn frames(&mut self, key: ClientKey, decoder: &mut FrameDecoder) -> Next {
         let now_us = clock::monotonic_us();
         loop {
-            let Some(client) = self.clients.get_mut(key) else { return Next::End };
+            let Some(client) = self.clients.get_mut(key) else {
+                return Next::End;
+            };
             if client.stage == Stage::Closing {
                 return Next::End;
             }
@@ -69,7 +71,9 @@ impl Shard {
 
     fn frame(&mut self, key: ClientKey, frame: Bytes, now_us: u64) -> Result<(), String> {
         self.stats.received += 1;
-        let Some(client) = self.clients.get_mut(key) else { return Ok(()) };
+        let Some(client) = self.clients.get_mut(key) else {
+            return Ok(());
+        };
         client.stats.received += 1;
         if client.stage == Stage::Opened {
             return self.connect(key, &frame);
@@ -85,8 +89,17 @@ impl Shard {
             Some(OpCode::Auth) => self.auth(key, xid, &body),
             Some(OpCode::Sasl) => Err("SASL is not configured".into()),
             Some(op) if is_valid(op) => {
-                self.request(key, xid, op, body, now_us);
-                Ok(())
+                let identities = Arc::clone(&client.identities);
+                self.request(
+                    key,
+                    WaitingRead {
+                        xid,
+                        op,
+                        body,
+                        identities,
+                        arrived_us: now_us,
+                    },
+                )
             }
             _ => {
                 self.unimplemented(key, xid);
@@ -97,8 +110,8 @@ impl Shard {
 
     fn connect(&mut self, key: ClientKey, frame: &[u8]) -> Result<(), String> {
         let mut reader = Reader::new(frame);
-        let request =
-            ConnectRequest::decode(&mut reader).map_err(|error| format!("connect request: {error}"))?;
+        let request = ConnectRequest::decode(&mut reader)
+            .map_err(|error| format!("connect request: {error}"))?;
         let ours = self.tree.zxid();
         if request.last_zxid_seen.to_wire() > ours.to_wire() {
             return Err(format!(
@@ -106,7 +119,10 @@ impl Shard {
                 request.last_zxid_seen
             ));
         }
-        if !self.counts.takes_connect(request.session == SessionId::NONE) {
+        if !self
+            .counts
+            .takes_connect(request.session == SessionId::NONE)
+        {
             return Err("too many connect requests (connection_throttle_tokens)".into());
         }
         let timeout_ms = negotiate(
@@ -114,14 +130,23 @@ impl Shard {
             self.settings.session_timeout_ms_min,
             self.settings.session_timeout_ms_max,
         );
-        let Some(client) = self.clients.get_mut(key) else { return Ok(()) };
+        let Some(client) = self.clients.get_mut(key) else {
+            return Ok(());
+        };
         client.knows_read_only = request.read_only.is_some();
         client.stage = Stage::Connecting;
         if request.session == SessionId::NONE {
-            self.core.send(CoreMessage::NewSession { from: key, timeout_ms });
+            self.core.send(CoreMessage::NewSession {
+                from: key,
+                timeout_ms,
+            });
         } else if check_password(request.session, request.password) {
             let session = request.session;
-            self.core.send(CoreMessage::Reconnect { from: key, session, timeout_ms });
+            self.core.send(CoreMessage::Reconnect {
+                from: key,
+                session,
+                timeout_ms,
+            });
         } else {
             tracing::info!(peer = %client.peer, session = %request.session, "wrong session password");
             self.refuse_session(key);
@@ -133,14 +158,19 @@ impl Shard {
         let Ok(Request::Auth { scheme, auth, .. }) = Request::decode(OpCode::Auth, body) else {
             return Err("auth packet cannot be read".into());
         };
-        let Some(client) = self.clients.get_mut(key) else { return Ok(()) };
+        let Some(client) = self.clients.get_mut(key) else {
+            return Ok(());
+        };
         let outcome = acl::authenticate(scheme, auth, client.peer.ip(), &self.settings.tree);
         let reply = match &outcome {
             Ok(_) => Ok(()),
             Err(_) => Err(ZkError::AuthFailed),
         };
         // ZK: an auth reply has zxid 0 and does not wait for the requests before it.
-        put_header_only(ReplyHeader::new(xid, Zxid::ZERO, reply), &mut client.output.queue());
+        put_header_only(
+            ReplyHeader::new(xid, Zxid::ZERO, reply),
+            &mut client.output.queue(),
+        );
         mark_dirty(client, &mut self.dirty);
         match outcome {
             Ok(proved) => {
@@ -153,50 +183,72 @@ impl Shard {
 
     fn unimplemented(&mut self, key: ClientKey, xid: Xid) {
         let zxid = self.tree.zxid();
-        let Some(client) = self.clients.get_mut(key) else { return };
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
+        };
         let header = ReplyHeader::new(xid, zxid, Err(ZkError::Unimplemented));
         put_header_only(header, &mut client.output.queue());
         mark_dirty(client, &mut self.dirty);
     }
 
-    fn request(&mut self, key: ClientKey, xid: Xid, op: OpCode, body: Bytes, arrived_us: u64) {
-        let Some(client) = self.clients.get_mut(key) else { return };
-        let read = WaitingRead { xid, op, body, identities: Arc::clone(&client.identities), arrived_us };
-        if op.is_write() || op == OpCode::Sync {
-            self.forward(key, read);
-        } else if client.pending.is_empty() {
-            let tree = self.tree.clone();
-            self.answer_read(key, &tree, &read);
+    fn request(&mut self, key: ClientKey, request: WaitingRead) -> Result<(), String> {
+        let Some(client) = self.clients.get_mut(key) else {
+            return Ok(());
+        };
+        if request.op.is_write() || request.op == OpCode::Sync {
+            return self.forward(key, request);
+        }
+        if client.pending.is_empty() {
+            self.answer_read(key, &request);
         } else {
             self.counts.started();
-            client.pending.push_back(Pending::Read(read));
+            client.pending.push_back(Pending::Read(request));
         }
+        Ok(())
     }
 
     /// Sends a write, or a sync, to the replica core.
-    fn forward(&mut self, key: ClientKey, request: WaitingRead) {
-        let Some(client) = self.clients.get_mut(key) else { return };
-        let WaitingRead { xid, op, body, identities, arrived_us } = request;
-        let keep_before = client.ends_with_read();
-        let session = client.session;
+    fn forward(&mut self, key: ClientKey, request: WaitingRead) -> Result<(), String> {
+        let Some(client) = self.clients.get_mut(key) else {
+            return Ok(());
+        };
+        let WaitingRead {
+            xid,
+            op,
+            body,
+            identities,
+            arrived_us,
+        } = request;
+        let large_bytes = self.counts.started_large(body.len())?;
         self.counts.started();
+        let keep_before = client.ends_with_read();
         // A sync's reply repeats its path, so its body is kept here.
         let sync = (op == OpCode::Sync).then(|| body.clone());
-        client.pending.push_back(Pending::Write { op, sync, arrived_us });
+        client.pending.push_back(Pending::Write {
+            op,
+            sync,
+            large_bytes,
+            arrived_us,
+        });
         self.core.send(CoreMessage::Write(WriteMessage {
             from: key,
-            session,
+            session: client.session,
             xid,
             op,
             body,
             identities,
             keep_before,
+            arrived_us,
         }));
+        Ok(())
     }
 }
 
 // ZK: Request.isValid. createSession is no client's to ask for: Apache takes it and breaks its own
 // session (docs/compatibility.md).
 const fn is_valid(op: OpCode) -> bool {
-    !matches!(op, OpCode::Notification | OpCode::Check | OpCode::CreateSession | OpCode::Error)
+    !matches!(
+        op,
+        OpCode::Notification | OpCode::Check | OpCode::CreateSession | OpCode::Error
+    )
 }

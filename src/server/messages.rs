@@ -16,7 +16,11 @@ pub(crate) enum CoreMessage {
     /// A client wants a new session.
     NewSession { from: ClientKey, timeout_ms: i32 },
     /// A client comes back for its session; its password has been checked.
-    Reconnect { from: ClientKey, session: SessionId, timeout_ms: i32 },
+    Reconnect {
+        from: ClientKey,
+        session: SessionId,
+        timeout_ms: i32,
+    },
     /// A client's write, or its sync: both take their place in the order.
     Write(WriteMessage),
     /// A connection with a session has ended.
@@ -44,6 +48,8 @@ pub(crate) struct WriteMessage {
     pub(crate) identities: Arc<[Id]>,
     /// Whether reads of the same session wait between the write before this one and this one.
     pub(crate) keep_before: bool,
+    /// Microseconds of the monotonic clock.
+    pub(crate) arrived_us: u64,
 }
 
 /// From the replica core (or another shard) to a shard.
@@ -55,9 +61,16 @@ pub(crate) enum ShardMessage {
     Expired { to: ClientKey },
     /// The session of a client has gone to another connection: this one is closed, and then, not
     /// earlier, the new one is told.
-    Detach { client: ClientKey, then: ClientKey, session: Attached },
+    Detach {
+        client: ClientKey,
+        then: ClientKey,
+        session: Attached,
+    },
     /// Somebody asks for this shard's part of a report.
-    Report { wanted: Wanted, to: Sender<ShardReport> },
+    Report {
+        wanted: Wanted,
+        to: Sender<ShardReport>,
+    },
     /// Statistics of the server and, where asked, of connections are set back to zero.
     ResetStatistics { connections: bool },
     /// The server stops: no new connections, no new requests.

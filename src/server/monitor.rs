@@ -10,6 +10,7 @@ use hdrhistogram::Histogram;
 use crate::clock;
 use crate::four_letter::version;
 use crate::link::Links;
+use crate::logging;
 use crate::report::{Metric, Report};
 
 /// The text of the answer.
@@ -30,7 +31,10 @@ pub(crate) fn answer(report: &Report, links: &Links) -> String {
     if let Some(tree) = report.tree() {
         lines.integer("znode_count", tree.node_count());
         lines.integer("ephemerals_count", tree.ephemerals_count() as u64);
-        lines.integer("approximate_data_size", tree.approximate_data_size().unsigned_abs());
+        lines.integer(
+            "approximate_data_size",
+            tree.approximate_data_size().unsigned_abs(),
+        );
     }
     let watches: usize = report.shards.iter().map(|shard| shard.watch_count).sum();
     lines.integer("watch_count", watches as u64);
@@ -53,6 +57,7 @@ pub(crate) fn answer(report: &Report, links: &Links) -> String {
     lines.integer("pulse_rescues", pulses().map(|pulse| pulse.rescues).sum());
     let stall_max_us = pulses().map(|pulse| pulse.stall_max_us).max().unwrap_or(0);
     lines.integer("pulse_stall_max_us", stall_max_us);
+    lines.integer("log_lines_dropped", logging::dropped_lines());
     for (name, metric) in &report.core.metrics {
         match metric {
             Metric::Integer(value) => lines.integer(name, *value),
@@ -85,7 +90,10 @@ impl Lines {
         self.float(&format!("min_{name}"), histogram.min() as f64 / unit);
         self.float(&format!("max_{name}"), histogram.max() as f64 / unit);
         self.integer(&format!("cnt_{name}"), histogram.len());
-        self.float(&format!("sum_{name}"), histogram.mean() * histogram.len() as f64 / unit);
+        self.float(
+            &format!("sum_{name}"),
+            histogram.mean() * histogram.len() as f64 / unit,
+        );
         self.float(&format!("p50_{name}"), value(0.5));
         self.float(&format!("p95_{name}"), value(0.95));
         self.float(&format!("p99_{name}"), value(0.99));
@@ -95,6 +103,8 @@ impl Lines {
 
 fn descriptors_max() -> Option<u64> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
-    let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))?;
     line.split_whitespace().nth(3)?.parse().ok()
 }

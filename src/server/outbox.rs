@@ -18,7 +18,11 @@ pub(crate) struct Outbox<T> {
 impl<T: Send> Outbox<T> {
     /// An outbox for the mailbox of `to`.
     pub(crate) const fn new(to: Sender<T>) -> Self {
-        Self { to, waiting: VecDeque::new(), sent: false }
+        Self {
+            to,
+            waiting: VecDeque::new(),
+            sent: false,
+        }
     }
 
     /// Puts `item` on its way; it arrives after the next [`Outbox::flush`] at the latest, unless the

@@ -53,7 +53,11 @@ pub(crate) enum Answer {
     /// Nobody: the server's own transaction, or the connection is gone.
     Nobody,
     /// The client that asked for the write (or for a sync).
-    Write { to: ClientKey, xid: Xid, outcome: Result<WriteReply, ZkError> },
+    Write {
+        to: ClientKey,
+        xid: Xid,
+        outcome: Result<WriteReply, ZkError>,
+    },
     /// The client that opened its connection for a new session.
     Session { to: ClientKey, session: Attached },
     /// The connection of a session that has expired or was closed from elsewhere: it is dropped.

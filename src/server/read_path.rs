@@ -73,7 +73,8 @@ impl ReadContext<'_> {
                 Ok(())
             }
             Request::AddWatch { path, mode } => {
-                self.watches.add(path, self.watcher, WatchMode::from_add_watch(*mode)?);
+                self.watches
+                    .add(path, self.watcher, WatchMode::from_add_watch(*mode)?);
                 // ZK: the reply is an ErrorResponse of 0.
                 out.put_i32(0);
                 Ok(())
@@ -81,10 +82,15 @@ impl ReadContext<'_> {
             Request::CheckWatches { path, kind } => {
                 let kind = WatchKind::from_code(*kind)?;
                 let is_there = self.watches.contains(path, self.watcher, kind);
-                if is_there { Ok(()) } else { Err(ZkError::NoWatcher) }
+                if is_there {
+                    Ok(())
+                } else {
+                    Err(ZkError::NoWatcher)
+                }
             }
             Request::RemoveWatches { path, kind } => {
-                self.watches.remove(path, self.watcher, WatchKind::from_code(*kind)?)
+                self.watches
+                    .remove(path, self.watcher, WatchKind::from_code(*kind)?)
             }
             Request::Ping | Request::SetWatches { .. } => Ok(()),
             _ => Err(ZkError::Unimplemented),
@@ -98,7 +104,12 @@ impl ReadContext<'_> {
     }
 
     fn allow(&self, node: Node<'_>, perms: Perms) -> Result<(), ZkError> {
-        if acl::allows(self.tree.acl_of(node), perms, self.identities, self.settings) {
+        if acl::allows(
+            self.tree.acl_of(node),
+            perms,
+            self.identities,
+            self.settings,
+        ) {
             Ok(())
         } else {
             Err(ZkError::NoAuth)
@@ -184,7 +195,12 @@ impl ReadContext<'_> {
     fn multi_read(&mut self, ops: &[Request<'_>], out: &mut BytesMut) {
         for op in ops {
             let start = out.len();
-            MultiHeader { op: op.op().code(), done: false, error: 0 }.encode(out);
+            MultiHeader {
+                op: op.op().code(),
+                done: false,
+                error: 0,
+            }
+            .encode(out);
             if let Err(error) = self.body(op, out) {
                 out.truncate(start);
                 put_multi_error(error.code(), out);
@@ -194,9 +210,15 @@ impl ReadContext<'_> {
     }
 
     fn set_watches(&mut self, request: &SetWatchesRequest<'_>, out: &mut BytesMut) {
-        watch::set_watches(self.tree, self.watches, self.watcher, request, |kind, path| {
-            put_watch_event(kind, path, None, out);
-        });
+        watch::set_watches(
+            self.tree,
+            self.watches,
+            self.watcher,
+            request,
+            |kind, path| {
+                put_watch_event(kind, path, None, out);
+            },
+        );
     }
 }
 

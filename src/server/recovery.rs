@@ -52,7 +52,9 @@ pub(crate) async fn load<D: Disk>(
         );
     }
     if tree.zxid() > recovered.last_zxid {
-        log.reset(tree.zxid()).await.context("continue the log after the snapshot")?;
+        log.reset(tree.zxid())
+            .await
+            .context("continue the log after the snapshot")?;
     }
     tracing::info!(zxid = %tree.zxid(), znodes = tree.node_count(), sessions = tree.sessions().len(),
         snapshot_zxid = %from, snapshot_ms, replayed = count,

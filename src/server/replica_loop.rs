@@ -62,7 +62,9 @@ fn turn<D: Disk>(core: &Rc<RefCell<Core<D>>>) {
 /// Starts as many log writes as may be on their way.
 fn start_writes<D: Disk>(core: &Rc<RefCell<Core<D>>>) {
     loop {
-        let Some(write) = core.borrow_mut().next_write() else { return };
+        let Some(write) = core.borrow_mut().next_write() else {
+            return;
+        };
         let core = Rc::clone(core);
         // Nobody cancels this task: a log write that is dropped may never have been submitted.
         spawn_local(async move {
@@ -92,7 +94,11 @@ async fn expire_sessions<D: Disk>(core: Rc<RefCell<Core<D>>>) {
 }
 
 async fn delete_containers<D: Disk>(core: Rc<RefCell<Core<D>>>) {
-    let ContainersConfig { check_interval_ms, per_minute_max, .. } = *core.borrow().containers();
+    let ContainersConfig {
+        check_interval_ms,
+        per_minute_max,
+        ..
+    } = *core.borrow().containers();
     // ZK: ContainerManager spreads its deletions (znode.container.maxPerMinute).
     let pause = Duration::from_secs(60) / per_minute_max.max(1);
     loop {
@@ -129,8 +135,11 @@ async fn seal_when_idle<D: Disk>(core: Rc<RefCell<Core<D>>>) {
 
 /// Enters each finished snapshot in the manifest, then purges what it makes superfluous.
 async fn keep_snapshots<D: Disk>(core: Rc<RefCell<Core<D>>>, store: Store<D>) {
-    let SnapshotConfig { retain_count, purge_interval_ms, .. } =
-        core.borrow().settings.config.snapshots;
+    let SnapshotConfig {
+        retain_count,
+        purge_interval_ms,
+        ..
+    } = core.borrow().settings.config.snapshots;
     loop {
         let taken = poll_fn(|context| core.borrow_mut().poll_taken(context)).await;
         if let Err(error) = store.register_snapshot(taken.info).await {
@@ -141,7 +150,11 @@ async fn keep_snapshots<D: Disk>(core: Rc<RefCell<Core<D>>>, store: Store<D>) {
             continue;
         }
         match store.purge(retain_count as usize).await {
-            Ok(purged) => tracing::info!(snapshots = purged.snapshots, segments = purged.segments, "purged"),
+            Ok(purged) => tracing::info!(
+                snapshots = purged.snapshots,
+                segments = purged.segments,
+                "purged"
+            ),
             Err(error) => tracing::warn!(%error, "purge"),
         }
     }

@@ -100,7 +100,12 @@ impl Report {
         let (to, mut from_shards) = mailbox::bounded(links.shards.len());
         for shard in &links.shards {
             // A mailbox is closed only when the server is stopping; then its part is missing.
-            _ = shard.send_wait(ShardMessage::Report { wanted, to: to.clone() }).await;
+            _ = shard
+                .send_wait(ShardMessage::Report {
+                    wanted,
+                    to: to.clone(),
+                })
+                .await;
         }
         drop(to);
         let (to, mut from_core) = mailbox::bounded(1);
@@ -109,12 +114,18 @@ impl Report {
         while let Some(report) = from_shards.recv().await {
             shards.push(report);
         }
-        Self { shards, core: from_core.recv().await.unwrap_or_default() }
+        Self {
+            shards,
+            core: from_core.recv().await.unwrap_or_default(),
+        }
     }
 
     /// The newest state that a shard shows.
     pub(crate) fn tree(&self) -> Option<&Tree> {
-        self.shards.iter().map(|shard| &shard.tree).max_by_key(|tree| tree.zxid())
+        self.shards
+            .iter()
+            .map(|shard| &shard.tree)
+            .max_by_key(|tree| tree.zxid())
     }
 
     /// The statistics of all shards together.
@@ -143,7 +154,10 @@ impl Report {
         let mut by_session = BTreeMap::<_, BTreeSet<_>>::new();
         for (path, sessions) in self.shards.iter().flat_map(|shard| &shard.watches) {
             for session in sessions {
-                by_session.entry(*session).or_default().insert(path.as_str());
+                by_session
+                    .entry(*session)
+                    .or_default()
+                    .insert(path.as_str());
             }
         }
         by_session

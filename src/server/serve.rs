@@ -52,8 +52,11 @@ const UNSENT_BYTES_MAX: usize = 16 << 20;
 /// (`clientTcpKeepAlive`).
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// File descriptors that are asked for: one per connection, and what the server itself needs.
-const DESCRIPTORS: u64 = 64 * 1024;
+/// File descriptors without which there is no use in starting.
+const DESCRIPTORS_MIN: u64 = 512;
+
+/// File descriptors that are asked for: one per connection, and some for the server itself.
+const DESCRIPTORS_WANTED: u64 = 64 * 1024;
 
 /// Serves until SIGTERM or SIGINT.
 ///
@@ -64,8 +67,15 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("take signals")?;
     let settings = Arc::new(Settings::new(config));
     let cpus = placement(&settings);
-    probe::prepare(probe::Needs { executors: cpus.len(), descriptors: DESCRIPTORS })
+    let needs = probe::Needs {
+        executors: cpus.len(),
+        descriptors: DESCRIPTORS_MIN,
+    };
+    probe::prepare(needs)
         .map_err(|error| anyhow!("{error}: {}", error.remedy()).context(Reason::System))?;
+    if let Err(error) = probe::raise_descriptors(DESCRIPTORS_WANTED) {
+        tracing::info!(%error, "fewer clients than that can be connected at once");
+    }
     let address = resolve(&settings.config.clients.address).context(Reason::Address)?;
     let sockets = acceptor::bind(address, cpus.len())
         .map_err(|error| anyhow!("{error}: {}", error.remedy()).context(Reason::Address))?;
@@ -102,9 +112,15 @@ impl Server {
         sockets: Vec<BoundSocket>,
     ) -> anyhow::Result<Self> {
         let (core, core_inbox) = mailbox::bounded(MAILBOX_CAPACITY);
-        let (shards, inboxes): (Vec<_>, Vec<_>) =
-            cpus.iter().map(|_| mailbox::bounded(MAILBOX_CAPACITY)).unzip();
-        let links = Links { core, shards, counts: Arc::new(SharedCounts::new(settings)) };
+        let (shards, inboxes): (Vec<_>, Vec<_>) = cpus
+            .iter()
+            .map(|_| mailbox::bounded(MAILBOX_CAPACITY))
+            .unzip();
+        let links = Links {
+            core,
+            shards,
+            counts: Arc::new(SharedCounts::new(settings)),
+        };
         let (listening, wait_listening) = mpsc::channel();
         let mut places = cpus.iter().zip(sockets).zip(inboxes).enumerate().map(
             |(index, ((cpu, socket), inbox))| {
@@ -148,7 +164,7 @@ impl Server {
             _ = shard.send(ShardMessage::Stop);
         }
         for executor in self.executors {
-            executor.join()??;
+            executor.join().context(Reason::Executor)??;
         }
         Ok(())
     }
@@ -159,7 +175,7 @@ fn ended(executors: Vec<ExecutorHandle<anyhow::Result<()>>>) -> anyhow::Error {
     for executor in executors {
         match executor.join() {
             Ok(Err(error)) => return error,
-            Err(error) => return error.into(),
+            Err(error) => return anyhow::Error::from(error).context(Reason::Executor),
             Ok(Ok(())) => {}
         }
     }
@@ -183,21 +199,36 @@ async fn run_first(
     loaded: mpsc::Sender<Loaded>,
 ) -> anyhow::Result<()> {
     let settings = &place.settings;
-    let Opened { store, mut log, recovered } = open_store(settings).await?;
+    let Opened {
+        store,
+        mut log,
+        recovered,
+    } = open_store(settings).await?;
     let last_snapshot = recovered.snapshot().map_or(0, |info| info.bytes);
-    let tree = recovery::load(&store, &mut log, &recovered).await.context(Reason::Corrupt)?;
+    let tree = recovery::load(&store, &mut log, &recovered)
+        .await
+        .context(Reason::Corrupt)?;
     let mut chain = Chain::new();
     let mut cursors: Vec<_> = place.links.shards.iter().map(|_| chain.cursor()).collect();
     let cursor = cursors.remove(0);
     loaded
-        .send(Loaded { tree: tree.clone(), cursors })
+        .send(Loaded {
+            tree: tree.clone(),
+            cursors,
+        })
         .map_err(|_| anyhow!("the main thread has ended"))?;
     drop(loaded);
     let core = Core::new(CoreParts {
         settings: Arc::clone(settings),
         zab: replica(&tree),
         sessions: sessions(settings, &tree),
-        shards: place.links.shards.iter().cloned().map(Outbox::new).collect(),
+        shards: place
+            .links
+            .shards
+            .iter()
+            .cloned()
+            .map(Outbox::new)
+            .collect(),
         snapshots: Snapshots::start(settings, &store, last_snapshot, place.links.core.clone())?,
         tree: tree.clone(),
         chain,
@@ -214,7 +245,14 @@ async fn run_shard(
     tree: Tree,
     cursor: Cursor<Publication>,
 ) -> anyhow::Result<()> {
-    let ShardPlace { index, settings, links, inbox, socket, listening } = place;
+    let ShardPlace {
+        index,
+        settings,
+        links,
+        inbox,
+        socket,
+        listening,
+    } = place;
     let clients = &settings.config.clients;
     let options = ListenOptions {
         backlog: i32::try_from(clients.backlog()).unwrap_or(i32::MAX),
@@ -238,27 +276,38 @@ async fn run_shard(
     });
     let shard = Rc::new(RefCell::new(shard));
     let core = links.core.clone();
-    ShardLoop { shard, doorbell, inbox, links, drain_max, sessionless_max }
-        .run(socket, options, move || {
-            // Nobody waits any more when the start has failed elsewhere.
-            _ = listening.send(());
-        })
-        .await
-        .context("listen on the client port")?;
+    ShardLoop {
+        shard,
+        doorbell,
+        inbox,
+        links,
+        drain_max,
+        sessionless_max,
+    }
+    .run(socket, options, move || {
+        // Nobody waits any more when the start has failed elsewhere.
+        _ = listening.send(());
+    })
+    .await
+    .context("listen on the client port")?;
     _ = core.send_wait(CoreMessage::ShardStopped).await;
     Ok(())
 }
 
-async fn open_store(
-    settings: &Settings,
-) -> anyhow::Result<Opened<DmaDisk>> {
+async fn open_store(settings: &Settings) -> anyhow::Result<Opened<DmaDisk>> {
     let files = &settings.config.files;
-    let dirs = Dirs { data: files.data_dir.clone(), log: files.log_dir.clone() };
+    let dirs = Dirs {
+        data: files.data_dir.clone(),
+        log: files.log_dir.clone(),
+    };
     fs::create_dir_all(&dirs.log)
         .with_context(|| format!("make the log directory {}", dirs.log.display()))
         .context(Reason::DataDirectory)?;
     let disk = DmaDisk::start(&dirs.log).await.with_context(|| {
-        format!("open a file for direct I/O in {} (O_DIRECT is needed; tmpfs has none)", dirs.log.display())
+        format!(
+            "open a file for direct I/O in {} (O_DIRECT is needed; tmpfs has none)",
+            dirs.log.display()
+        )
     })?;
     let options = LogOptions {
         segment_bytes: settings.config.log.segment_bytes,
@@ -314,14 +363,21 @@ fn placement(settings: &Settings) -> Vec<Option<usize>> {
         let first = usize::from(settings.server_id) % cpus.len();
         cpus.rotate_left(first);
     }
-    let count = placement.shards.map_or(cpus.len(), |count| count as usize).max(1);
-    (0..count).map(|shard| cpus.get(shard % cpus.len().max(1)).copied()).collect()
+    let count = placement
+        .shards
+        .map_or(cpus.len(), |count| count as usize)
+        .max(1);
+    (0..count)
+        .map(|shard| cpus.get(shard % cpus.len().max(1)).copied())
+        .collect()
 }
 
 /// The CPUs that this process may use, as the kernel lists them ("0-1,4"); none when it does not say.
 fn cpus_allowed() -> Vec<usize> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let list = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
     let ranges = list.unwrap_or("").trim().split(',').filter_map(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         Some(first.parse::<usize>().ok()?..=last.parse::<usize>().ok()?)

@@ -35,7 +35,11 @@ pub(crate) struct Sessions {
 impl Sessions {
     /// No sessions yet; ids are given from `first_id` on, one after another.
     pub(crate) fn new(tick_ms: u64, first_id: SessionId) -> Self {
-        Self { sessions: HashMap::new(), expiry: ExpiryQueue::new(tick_ms), next_id: first_id }
+        Self {
+            sessions: HashMap::new(),
+            expiry: ExpiryQueue::new(tick_ms),
+            next_id: first_id,
+        }
     }
 
     /// A new id and its session, held by `owner`.
@@ -62,9 +66,19 @@ impl Sessions {
     ) -> Attached {
         let touch = Arc::new(Touch::at(now_ms));
         self.expiry.schedule(session, now_ms, duration(timeout_ms));
-        self.sessions
-            .insert(session, Session { timeout_ms, touch: Arc::clone(&touch), owner });
-        Attached { session, timeout_ms, touch }
+        self.sessions.insert(
+            session,
+            Session {
+                timeout_ms,
+                touch: Arc::clone(&touch),
+                owner,
+            },
+        );
+        Attached {
+            session,
+            timeout_ms,
+            touch,
+        }
     }
 
     /// Gives `session` to the connection `owner`, with a new time-out; answers with the connection that
@@ -81,7 +95,11 @@ impl Sessions {
         entry.timeout_ms = timeout_ms;
         let before = entry.owner.replace(owner);
         self.expiry.schedule(session, now_ms, duration(timeout_ms));
-        let attached = Attached { session, timeout_ms, touch: Arc::clone(&entry.touch) };
+        let attached = Attached {
+            session,
+            timeout_ms,
+            touch: Arc::clone(&entry.touch),
+        };
         Some((attached, before))
     }
 
@@ -109,7 +127,9 @@ impl Sessions {
     pub(crate) fn expired(&mut self, now_ms: u64) -> Vec<SessionId> {
         let mut expired = Vec::new();
         while let Some(session) = self.expiry.pop_due(now_ms) {
-            let Some(entry) = self.sessions.get(&session) else { continue };
+            let Some(entry) = self.sessions.get(&session) else {
+                continue;
+            };
             let (last_ms, timeout_ms) = (entry.touch.last_ms(), duration(entry.timeout_ms));
             if self.expiry.due(last_ms, timeout_ms) > now_ms {
                 self.expiry.schedule(session, last_ms, timeout_ms);
@@ -135,7 +155,12 @@ impl Sessions {
     pub(crate) fn by_deadline(&self, now_ms: u64) -> Vec<(i64, Vec<SessionId>)> {
         self.expiry
             .buckets()
-            .map(|(due_ms, sessions)| (due_ms.cast_signed() - now_ms.cast_signed(), sessions.collect()))
+            .map(|(due_ms, sessions)| {
+                (
+                    due_ms.cast_signed() - now_ms.cast_signed(),
+                    sessions.collect(),
+                )
+            })
             .collect()
     }
 }

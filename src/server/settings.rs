@@ -20,7 +20,11 @@ impl Settings {
     /// The settings of `config`.
     pub(crate) fn new(config: Config) -> Self {
         let ensemble = &config.ensemble;
-        let AuthConfig { digest, digest_algorithm, super_digest } = config.auth.clone();
+        let AuthConfig {
+            digest,
+            digest_algorithm,
+            super_digest,
+        } = config.auth.clone();
         let tree = tree::Settings {
             skip_acl: ensemble.skip_acl,
             enforce_quota: ensemble.enforce_quota,
@@ -28,7 +32,8 @@ impl Settings {
             reconfig_enabled: ensemble.reconfig,
             close_session_txn: ensemble.close_session_txn,
             digest_enabled: digest,
-            digest_algorithm: DigestAlgorithm::from_name(digest_algorithm.name()).unwrap_or_default(),
+            digest_algorithm: DigestAlgorithm::from_name(digest_algorithm.name())
+                .unwrap_or_default(),
             super_digest,
             txn_len_max: (ensemble.frame_bytes_max + ensemble.frame_bytes_extra) as usize,
         };

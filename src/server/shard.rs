@@ -132,13 +132,18 @@ impl Shard {
             pending: VecDeque::new(),
             dirty: false,
             paused: None,
-            stats: ClientStats { established_ms: clock::wall_ms(), ..ClientStats::default() },
+            stats: ClientStats {
+                established_ms: clock::wall_ms(),
+                ..ClientStats::default()
+            },
         })
     }
 
     /// Walks the chain to its end: replies, events and the new state.
     pub(crate) fn catch_up(&mut self) {
-        let Some(mut cursor) = self.cursor.take() else { return };
+        let Some(mut cursor) = self.cursor.take() else {
+            return;
+        };
         let mut walked = false;
         while let Some(publication) = cursor.next() {
             self.walk(publication);
@@ -178,44 +183,52 @@ impl Shard {
 
     /// Answers the reads at the front of a connection's queue, on `tree`.
     fn answer_waiting_reads(&mut self, key: ClientKey, tree: &Tree) {
-        while let Some(client) = self.clients.get_mut(key)
-            && let Some(Pending::Read(_)) = client.pending.front()
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
+        };
+        while matches!(client.pending.front(), Some(Pending::Read(_)))
             && let Some(Pending::Read(read)) = client.pending.pop_front()
         {
             self.counts.finished();
-            self.answer_read(key, tree, &read);
+            let mut answering = Answering {
+                tree,
+                settings: &self.settings,
+                watches: &mut self.watches,
+                stats: &mut self.stats,
+                dirty: &mut self.dirty,
+            };
+            answering.read(client, &read);
         }
     }
 
-    /// Answers one read on `tree`.
-    pub(crate) fn answer_read(&mut self, key: ClientKey, tree: &Tree, read: &WaitingRead) {
-        let Some(client) = self.clients.get_mut(key) else { return };
-        let xid = if read.op == OpCode::Ping { Xid::PING } else { read.xid };
-        let mut context = ReadContext {
-            tree,
-            settings: &self.settings.tree,
-            watches: &mut self.watches,
-            watcher: Watcher(key.index),
-            session: client.session,
-            identities: &read.identities,
+    /// Answers a read at once, on the state that the shard shows.
+    pub(crate) fn answer_read(&mut self, key: ClientKey, read: &WaitingRead) {
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
         };
-        let mut out = client.output.queue();
-        match Request::decode(read.op, &read.body) {
-            Ok(request) => _ = context.reply(xid, &request, &mut out),
-            Err(_) => {
-                let header = ReplyHeader::new(xid, tree.zxid(), Err(ZkError::MarshallingError));
-                put_header_only(header, &mut out);
-            }
-        }
-        drop(out);
-        self.stats.replied(&mut client.stats, read.op, xid, tree.zxid(), read.arrived_us);
-        mark_dirty(client, &mut self.dirty);
+        let mut answering = Answering {
+            tree: &self.tree,
+            settings: &self.settings,
+            watches: &mut self.watches,
+            stats: &mut self.stats,
+            dirty: &mut self.dirty,
+        };
+        answering.read(client, read);
     }
 
     fn tell_watchers(&mut self, event: &Event) {
-        let Self { watches, clients, dirty, settings, stats, .. } = self;
+        let Self {
+            watches,
+            clients,
+            dirty,
+            settings,
+            stats,
+            ..
+        } = self;
         watches.fire(event.kind, event.path(), |watcher, kind, path| {
-            let Some(client) = clients.watcher_mut(watcher) else { return };
+            let Some(client) = clients.watcher_mut(watcher) else {
+                return;
+            };
             // A watch tells only those who may read the znode (CVE-2024-23944).
             if acl::allows(&event.acl, Perms::READ, &client.identities, &settings.tree) {
                 put_watch_event(kind, path, Some(event.zxid), &mut client.output.queue());
@@ -242,10 +255,19 @@ impl Shard {
         zxid: Zxid,
         outcome: &Result<WriteReply, ZkError>,
     ) {
-        let Some(client) = self.clients.get_mut(key) else { return };
-        let Some(Pending::Write { op, sync, arrived_us }) = client.pending.pop_front() else {
+        let Some(client) = self.clients.get_mut(key) else {
             return;
         };
+        let Some(Pending::Write {
+            op,
+            sync,
+            large_bytes,
+            arrived_us,
+        }) = client.pending.pop_front()
+        else {
+            return;
+        };
+        self.counts.finished_large(large_bytes);
         self.counts.finished();
         put_frame(&mut client.output.queue(), |out| {
             let header = outcome.as_ref().map(|_| ()).map_err(|error| *error);
@@ -257,7 +279,8 @@ impl Shard {
                 (Err(_), _) => {}
             }
         });
-        self.stats.replied(&mut client.stats, op, xid, zxid, arrived_us);
+        self.stats
+            .replied(&mut client.stats, op, xid, zxid, arrived_us);
         mark_dirty(client, &mut self.dirty);
         let is_last = self.stopping && client.pending.is_empty();
         if op == OpCode::CloseSession || is_last {
@@ -271,7 +294,10 @@ impl Shard {
     pub(crate) fn attach(&mut self, key: ClientKey, session: &Attached) {
         let Some(client) = self.clients.get_mut(key) else {
             // It ended meanwhile; the core heard so before it had a session to detach.
-            self.core.send(CoreMessage::Disconnected { from: key, session: session.session });
+            self.core.send(CoreMessage::Disconnected {
+                from: key,
+                session: session.session,
+            });
             return;
         };
         if client.stage != Stage::Connecting {
@@ -296,7 +322,9 @@ impl Shard {
 
     /// The session a connection came back for does not exist: it is told so and closed.
     pub(crate) fn refuse_session(&mut self, key: ClientKey) {
-        let Some(client) = self.clients.get_mut(key) else { return };
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
+        };
         let read_only = client.knows_read_only.then_some(false);
         ConnectResponse::expired(read_only).encode_frame(&mut client.output.queue());
         client.stats.sent += 1;
@@ -310,7 +338,11 @@ impl Shard {
         match message {
             ShardMessage::Attach { to, session } => self.attach(to, &session),
             ShardMessage::Expired { to } => self.refuse_session(to),
-            ShardMessage::Detach { client, then, session } => {
+            ShardMessage::Detach {
+                client,
+                then,
+                session,
+            } => {
                 self.forget_watches(client);
                 self.end(client);
                 self.flush();
@@ -322,14 +354,19 @@ impl Shard {
             }
             ShardMessage::ResetStatistics { connections } => {
                 if connections {
-                    self.clients.iter_mut().for_each(|client| client.stats.reset());
+                    self.clients
+                        .iter_mut()
+                        .for_each(|client| client.stats.reset());
                 } else {
                     self.stats = ShardStats::new();
                 }
             }
             ShardMessage::Stop => {
                 self.stopping = true;
-                let idle = self.clients.iter().filter(|client| client.pending.is_empty());
+                let idle = self
+                    .clients
+                    .iter()
+                    .filter(|client| client.pending.is_empty());
                 let keys: Vec<_> = idle.map(|client| client.key).collect();
                 keys.into_iter().for_each(|key| self.end(key));
             }
@@ -339,14 +376,16 @@ impl Shard {
 
     /// Whether a connection has its session.
     pub(crate) fn has_session(&self, key: ClientKey) -> bool {
-        self.clients.watcher(Watcher(key.index)).is_some_and(|client| client.stage == Stage::Attached)
+        self.clients
+            .watcher(Watcher(key.index))
+            .is_some_and(|client| client.stage == Stage::Attached)
     }
 
     /// Whether everything under way is answered and sent: the end of a stop.
     pub(crate) fn is_drained(&self) -> bool {
-        self.clients.iter().all(|client| {
-            client.stage == Stage::Closing && client.output.pending() == 0
-        })
+        self.clients
+            .iter()
+            .all(|client| client.stage == Stage::Closing && client.output.pending() == 0)
     }
 
     fn send_to_shard(&mut self, shard: u32, message: ShardMessage) {
@@ -365,7 +404,9 @@ impl Shard {
 
     /// Ends a connection: nothing more is read, what is queued is sent, then it is closed.
     pub(crate) fn end(&mut self, key: ClientKey) {
-        let Some(client) = self.clients.get_mut(key) else { return };
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
+        };
         client.stage = Stage::Closing;
         mark_dirty(client, &mut self.dirty);
         client.resume();
@@ -374,17 +415,29 @@ impl Shard {
     /// A connection is gone: its watches go with it, its session stays until it expires.
     pub(crate) fn forget(&mut self, key: ClientKey) {
         self.forget_watches(key);
-        let Some(client) = self.clients.remove(key) else { return };
-        client.pending.iter().for_each(|_| self.counts.finished());
+        let Some(client) = self.clients.remove(key) else {
+            return;
+        };
+        for pending in &client.pending {
+            self.counts.finished();
+            if let Pending::Write { large_bytes, .. } = pending {
+                self.counts.finished_large(*large_bytes);
+            }
+        }
         if client.session != SessionId::NONE {
-            self.core.send(CoreMessage::Disconnected { from: key, session: client.session });
+            self.core.send(CoreMessage::Disconnected {
+                from: key,
+                session: client.session,
+            });
         }
     }
 
     /// Sends what is queued: one send per connection, one wake-up per mailbox.
     pub(crate) fn flush(&mut self) {
         while let Some(key) = self.dirty.pop() {
-            let Some(client) = self.clients.get_mut(key) else { continue };
+            let Some(client) = self.clients.get_mut(key) else {
+                continue;
+            };
             client.dirty = false;
             if let Err(SendError::TooSlow { .. }) = client.output.flush() {
                 self.stats.dropped_slow += 1;
@@ -403,7 +456,9 @@ impl Shard {
     pub(crate) fn ready_to_read(&mut self, key: ClientKey) -> bool {
         let is_full = self.core.is_full();
         let counts = &self.counts;
-        let Some(client) = self.clients.get_mut(key) else { return true };
+        let Some(client) = self.clients.get_mut(key) else {
+            return true;
+        };
         match client.stage {
             Stage::Closing => true,
             Stage::Connecting => false,
@@ -414,6 +469,7 @@ impl Shard {
                     && client.output.pending() < UNSENT_BYTES_PAUSE
                     && client.pending.len() < PENDING_MAX
                     && (client.pending.is_empty() || !counts.over_limit())
+                    && !counts.is_throttled()
             }
         }
     }
@@ -460,7 +516,9 @@ impl Shard {
                 clients.map(|client| client.session).collect()
             };
             let by_path = self.watches.by_path();
-            by_path.map(|(path, mut watchers)| (path.to_owned(), sessions(&mut watchers))).collect()
+            by_path
+                .map(|(path, mut watchers)| (path.to_owned(), sessions(&mut watchers)))
+                .collect()
         } else {
             Vec::new()
         };
@@ -476,6 +534,46 @@ impl Shard {
                 stall_max_us: pulse.stall_max_ns.load(Ordering::Relaxed) / 1000,
             },
         }
+    }
+}
+
+/// What it takes to answer a read.
+struct Answering<'a> {
+    tree: &'a Tree,
+    settings: &'a Settings,
+    watches: &'a mut WatchTable,
+    stats: &'a mut ShardStats,
+    dirty: &'a mut Vec<ClientKey>,
+}
+
+impl Answering<'_> {
+    fn read(&mut self, client: &mut Client, read: &WaitingRead) {
+        let xid = if read.op == OpCode::Ping {
+            Xid::PING
+        } else {
+            read.xid
+        };
+        let mut context = ReadContext {
+            tree: self.tree,
+            settings: &self.settings.tree,
+            watches: &mut *self.watches,
+            watcher: Watcher(client.key.index),
+            session: client.session,
+            identities: &read.identities,
+        };
+        let mut out = client.output.queue();
+        match Request::decode(read.op, &read.body) {
+            Ok(request) => _ = context.reply(xid, &request, &mut out),
+            Err(_) => {
+                let error = Err(ZkError::MarshallingError);
+                put_header_only(ReplyHeader::new(xid, self.tree.zxid(), error), &mut out);
+            }
+        }
+        drop(out);
+        let zxid = self.tree.zxid();
+        self.stats
+            .replied(&mut client.stats, read.op, xid, zxid, read.arrived_us);
+        mark_dirty(client, self.dirty);
     }
 }
 

@@ -46,7 +46,14 @@ impl ShardLoop {
         options: ListenOptions,
         listening: impl FnOnce(),
     ) -> io::Result<()> {
-        let Self { shard, mut doorbell, mut inbox, links, drain_max, sessionless_max } = self;
+        let Self {
+            shard,
+            mut doorbell,
+            mut inbox,
+            links,
+            drain_max,
+            sessionless_max,
+        } = self;
         let listener = socket.listen(options)?;
         let closer = listener.closer();
         let accepting = spawn_local(accept(Rc::clone(&shard), listener, links, sessionless_max));
@@ -103,7 +110,9 @@ async fn drain(
     let mut messages = Vec::new();
     while !shard.borrow().is_drained() && started.elapsed() < drain_max {
         inbox.try_recv_batch(&mut messages);
-        messages.drain(..).for_each(|message| shard.borrow_mut().hear(message));
+        messages
+            .drain(..)
+            .for_each(|message| shard.borrow_mut().hear(message));
         sleep(Duration::from_millis(2)).await;
     }
 }
@@ -133,8 +142,14 @@ fn serve(
     }
     let (input, output) = connection.split();
     let key = shard.borrow_mut().admit(output.clone(), peer);
-    let reader =
-        Reader { shard: Rc::clone(shard), key, input, output, links: links.clone(), sessionless_max };
+    let reader = Reader {
+        shard: Rc::clone(shard),
+        key,
+        input,
+        output,
+        links: links.clone(),
+        sessionless_max,
+    };
     spawn_local(async move {
         let (shard, counts) = (Rc::clone(&reader.shard), reader.links.counts.clone());
         reader.run().await;
@@ -158,7 +173,10 @@ impl Reader {
     async fn run(mut self) {
         let opened = Instant::now();
         loop {
-            let next = self.shard.borrow_mut().take_frames(self.key, self.input.frames());
+            let next = self
+                .shard
+                .borrow_mut()
+                .take_frames(self.key, self.input.frames());
             match next {
                 Next::Receive => {
                     if !self.receive(opened).await {

@@ -51,7 +51,12 @@ impl Snapshots {
             .name("snapshot".into())
             .spawn(move || run(&dir, bytes_per_second_max, &wait_jobs, &core))
             .context("start the snapshot thread")?;
-        Ok(Self { config, jobs, busy: false, last_bytes })
+        Ok(Self {
+            config,
+            jobs,
+            busy: false,
+            last_bytes,
+        })
     }
 
     /// Begins a snapshot of `tree` if one is due.
@@ -84,9 +89,12 @@ fn run(
         // The tree's own blocks are freed here and not on the core.
         drop(tree);
         let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let taken = written.map(|info| SnapshotTaken { info, ms }).map_err(|error| format!("{error:#}"));
+        let taken = written
+            .map(|info| SnapshotTaken { info, ms })
+            .map_err(|error| format!("{error:#}"));
         let mut message = CoreMessage::SnapshotTaken(taken);
-        while let Err(ringkeeper_transport::mailbox::MailboxError::Full(back)) = core.send(message) {
+        while let Err(ringkeeper_transport::mailbox::MailboxError::Full(back)) = core.send(message)
+        {
             message = back;
             thread::yield_now();
         }

@@ -68,7 +68,11 @@ impl ShardStats {
     ) {
         let latency_us = clock::monotonic_us().saturating_sub(arrived_us);
         self.sent += 1;
-        let histogram = if op.is_write() { &mut self.write_us } else { &mut self.read_us };
+        let histogram = if op.is_write() {
+            &mut self.write_us
+        } else {
+            &mut self.read_us
+        };
         histogram.saturating_record(latency_us);
         client.replied(op, xid, zxid, latency_us);
     }
@@ -88,14 +92,21 @@ impl ShardStats {
     pub(crate) fn latency(&self) -> Latency {
         let count = self.read_us.len() + self.write_us.len();
         let least = |histogram: &Histogram<u64>| {
-            if histogram.is_empty() { u64::MAX } else { histogram.min() }
+            if histogram.is_empty() {
+                u64::MAX
+            } else {
+                histogram.min()
+            }
         };
         let sum = self.read_us.mean() * self.read_us.len() as f64
             + self.write_us.mean() * self.write_us.len() as f64;
         let (min, avg) = if count == 0 {
             (0, 0.0)
         } else {
-            (least(&self.read_us).min(least(&self.write_us)), sum / count as f64)
+            (
+                least(&self.read_us).min(least(&self.write_us)),
+                sum / count as f64,
+            )
         };
         Latency {
             min_ms: min / 1000,
@@ -114,7 +125,11 @@ impl ShardStats {
         self.events.deleted += other.events.deleted;
         self.events.changed += other.events.changed;
         self.events.children += other.events.children;
-        self.read_us.add(&other.read_us).expect("both histograms have the same bounds");
-        self.write_us.add(&other.write_us).expect("both histograms have the same bounds");
+        self.read_us
+            .add(&other.read_us)
+            .expect("both histograms have the same bounds");
+        self.write_us
+            .add(&other.write_us)
+            .expect("both histograms have the same bounds");
     }
 }
