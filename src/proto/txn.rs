@@ -293,8 +293,13 @@ impl<'a> Txn<'a> {
 pub fn decode_record(bytes: &[u8]) -> Result<(TxnHeader, Txn<'_>, Option<TxnDigest>), DecodeError> {
     let mut reader = Reader::new(bytes);
     let header = TxnHeader::decode(&mut reader)?;
-    let txn = if header.op == OpCode::CloseSession && reader.rest().len() == TxnDigest::LEN {
-        // ZK: with closeSessionTxn.enabled=false the record has no body, yet a digest follows.
+    // ZK: with closeSessionTxn.enabled=false the record has no body, yet a digest follows. A body
+    // without a digest can be as long: that of a single path of four bytes, whose count is 1.
+    let has_digest_alone = || {
+        reader.rest().len() == TxnDigest::LEN
+            && reader.rest().starts_with(&TxnDigest::VERSION.to_be_bytes())
+    };
+    let txn = if header.op == OpCode::CloseSession && has_digest_alone() {
         Txn::CloseSession { paths: None }
     } else {
         Txn::decode(header.op, &mut reader)?
@@ -385,6 +390,12 @@ mod tests {
                 },
             ),
             (OpCode::CloseSession, Txn::CloseSession { paths: None }),
+            (
+                OpCode::CloseSession,
+                Txn::CloseSession {
+                    paths: Some(vec!["/a/b".into()]),
+                },
+            ),
             (OpCode::Error, Txn::Error { code: -101 }),
         ];
         for (op, txn) in cases {
@@ -402,7 +413,9 @@ mod tests {
             let mut out = Vec::new();
             encode_record(&header, &txn, Some(&digest), &mut out);
             assert_eq!(out.len(), record_len(&txn, true));
-            assert_eq!(decode_record(&out), Ok((header, txn, Some(digest))));
+            assert_eq!(decode_record(&out), Ok((header, txn.clone(), Some(digest))));
+            out.truncate(out.len() - TxnDigest::LEN);
+            assert_eq!(decode_record(&out), Ok((header, txn, None)));
         }
     }
 }
