@@ -333,30 +333,36 @@ impl Step<'_> {
     /// Takes what is gone out of everything that is counted: the znode and, after a delete that replays
     /// over a fuzzy snapshot, what was below it.
     fn forget(&mut self, path: &str, node: &NodeArc) {
-        self.forget_one(path, node);
-        let mut pending = Vec::new();
-        if node.children().len() > 0 {
-            pending.push((path.to_owned(), node.clone()));
-        }
-        while let Some((path, node)) = pending.pop() {
-            for child in node.children() {
-                let path = format!("{path}/{}", child.node.name());
-                self.forget_one(&path, &child.node);
-                if child.node.children().len() > 0 {
-                    pending.push((path, child.node.clone()));
-                }
+        let mut path = path.to_owned();
+        // Characters of the path, counted once for each znode on it: paths can be long.
+        let mut size = size_of(&path, 0);
+        self.forget_one(&path, size, node);
+        let mut open = vec![node.children()];
+        while let Some(children) = open.last_mut() {
+            if let Some(child) = children.next() {
+                let name = child.node.name();
+                path.push('/');
+                path.push_str(name);
+                size += size_of(name, 1);
+                self.forget_one(&path, size, &child.node);
+                open.push(child.node.children());
+            } else {
+                open.pop();
+                let at = path.rfind('/').unwrap_or(0);
+                size -= size_of(&path[at..], 0);
+                path.truncate(at);
             }
         }
     }
 
-    fn forget_one(&mut self, path: &str, node: &NodeArc) {
+    fn forget_one(&mut self, path: &str, path_size: i64, node: &NodeArc) {
         let tree = &mut *self.tree;
         tree.replace_digest(node.header.digest, 0);
         tree.acls.release(node.header.acl);
-        tree.data_size -= size_of(path, len_of(node.data()));
-        tree.strike(path, node.header.owner);
-        if node.name() == LIMIT_NODE && is_in_quota(path) {
-            tree.quotas -= 1;
+        tree.data_size -= path_size + len_of(node.data());
+        tree.quotas -= usize::from(is_quota_limit(path, node.name()));
+        if node.header.owner != 0 {
+            tree.strike(path, node.header.owner);
         }
     }
 
@@ -476,8 +482,9 @@ fn split(path: &str) -> Result<(&str, &str), ZkError> {
     }
 }
 
-pub(crate) fn is_in_quota(path: &str) -> bool {
-    path.starts_with(QUOTA_ROOT)
+/// Whether the znode at `path`, called `name`, puts a quota in force.
+pub(crate) fn is_quota_limit(path: &str, name: &str) -> bool {
+    name == LIMIT_NODE && path.starts_with(QUOTA_ROOT)
 }
 
 const fn owner_of(kind: CreateKind, session: SessionId) -> i64 {
@@ -501,5 +508,221 @@ fn raise_cversion(parent: &mut Inner, path: &str, cversion: i32, zxid: Zxid) {
         let extra = parent.extra_mut(path);
         extra.cversion = cversion;
         extra.pzxid = zxid.to_wire();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringkeeper_proto::Acl;
+
+    use super::*;
+    use crate::map::copied;
+
+    fn header(zxid: u64, op: OpCode) -> TxnHeader {
+        TxnHeader {
+            session: SessionId(7),
+            cxid: 0,
+            zxid: Zxid(zxid),
+            time_ms: 5,
+            op,
+        }
+    }
+
+    fn create(tree: &mut Tree, path: &str, data: &[u8]) -> Vec<Event> {
+        let txn = Txn::Create {
+            path: path.into(),
+            data: Some(data),
+            acl: AclList::new(&Acl::open()),
+            kind: CreateKind::Plain { ephemeral: false },
+            parent_cversion: -1,
+        };
+        let mut events = Vec::new();
+        let header = header(tree.zxid().0 + 1, OpCode::Create);
+        let applied = tree.apply(&header, &txn, &mut events);
+        assert_eq!(applied.outcome, Ok(WriteReply::Path(path.to_owned())));
+        events
+    }
+
+    fn set(tree: &mut Tree, path: &str, data: &[u8]) -> Vec<Event> {
+        let txn = Txn::SetData {
+            path: path.into(),
+            data: Some(data),
+            version: 1,
+        };
+        let mut events = Vec::new();
+        let header = header(tree.zxid().0 + 1, OpCode::SetData);
+        assert!(tree.apply(&header, &txn, &mut events).outcome.is_ok());
+        events
+    }
+
+    fn delete(tree: &mut Tree, path: &str) -> (Vec<Event>, Applied) {
+        let mut events = Vec::new();
+        let header = header(tree.zxid().0 + 1, OpCode::Delete);
+        let applied = tree.apply(&header, &Txn::Delete { path: path.into() }, &mut events);
+        (events, applied)
+    }
+
+    #[test]
+    fn the_first_write_after_a_clone_copies_one_path_and_later_ones_only_what_is_shared() {
+        let mut tree = Tree::new();
+        create(&mut tree, "/a", b"");
+        for i in 0..50_000 {
+            create(&mut tree, &format!("/a/{}", i * 7919 % 50_000), b"x");
+        }
+        let old = tree.clone();
+        copied::take();
+        set(&mut tree, "/a/12345", b"y");
+        let (leaves, inners, nodes) = copied::take();
+        // "/", "/a" and the znode; one leaf below each of the first two, the blocks above the second.
+        assert_eq!((leaves, nodes), (2, 3));
+        assert!((1..=5).contains(&inners), "{inners} inner blocks copied");
+        set(&mut tree, "/a/12345", b"a longer text");
+        assert_eq!(copied::take(), (0, 0, 0));
+        create(&mut tree, "/a/12345/b", b"");
+        // Only the table of ACLs is still shared.
+        assert_eq!(copied::take(), (1, 0, 0));
+        let _deleted = delete(&mut tree, "/a/12345/b");
+        assert_eq!(copied::take(), (0, 0, 0));
+        assert_eq!(old.get("/a/12345").and_then(Node::data), Some(&b"x"[..]));
+    }
+
+    #[test]
+    fn long_data_is_shared_and_not_copied_with_its_znode() {
+        let mut tree = Tree::new();
+        let long = vec![b'x'; 100_000];
+        create(&mut tree, "/a", &long);
+        let old = tree.clone();
+        create(&mut tree, "/a/b", b"");
+        let data = |tree: &Tree| tree.get("/a").and_then(Node::data).map(<[u8]>::as_ptr);
+        assert_eq!(data(&old), data(&tree));
+        set(&mut tree, "/a", b"short");
+        assert_eq!(tree.get("/a").and_then(Node::data), Some(&b"short"[..]));
+        assert_eq!(old.get("/a").and_then(Node::data), Some(&long[..]));
+    }
+
+    #[test]
+    fn a_deep_path_is_written_read_deleted_and_dropped_on_a_small_stack() {
+        // One frame of two bytes for each part would be too much.
+        let stack = std::thread::Builder::new().stack_size(96 << 10);
+        let thread = stack.spawn(|| use_deep_path(50_000)).unwrap();
+        thread.join().unwrap();
+    }
+
+    fn use_deep_path(depth: u64) {
+        let mut tree = Tree::new();
+        // A create costs the whole path, so the chain is grafted, not created top down.
+        let record = Record {
+            name: "a",
+            data: None,
+            czxid: 1,
+            mzxid: 1,
+            pzxid: 1,
+            ctime: 0,
+            mtime: 0,
+            version: 0,
+            cversion: 0,
+            aversion: 0,
+            owner: 0,
+            acl: tree.acls.intern(&AclList::new(&Acl::open())),
+        };
+        assert!(tree.acls.add_uses(record.acl, depth));
+        let mut path = "/a".repeat(usize::try_from(depth).unwrap());
+        let mut node = node_of("/a", &record);
+        for _ in 1..depth {
+            let mut parent = node_of("/a", &record);
+            crate::node::needs_extra(&mut parent, "/a");
+            assert!(crate::node::adopt_children(&mut parent, vec![Child::new(node)]));
+            node = parent;
+        }
+        let extra = node_mut(&mut tree.root).own_extra().unwrap();
+        extra.count(depth.cast_signed(), 0);
+        extra.children.insert(Child::new(node));
+        let old = tree.clone();
+        assert_eq!(tree.root().all_children_number(), depth + 3);
+        assert!(tree.get(&path).is_some());
+        path.push_str("/b");
+        create(&mut tree, &path, b"");
+        assert_eq!(tree.root().all_children_number(), depth + 4);
+        set(&mut tree, &path, b"x");
+        let (events, applied) = delete(&mut tree, "/a");
+        assert_eq!(applied.outcome, Ok(WriteReply::Empty));
+        assert_eq!(events.len(), 2);
+        assert_eq!(tree.root().all_children_number(), 3);
+        drop(tree);
+        assert_eq!(old.root().all_children_number(), depth + 3);
+    }
+
+    #[test]
+    fn events_come_in_apaches_order_with_the_acls_to_check() {
+        let mut tree = Tree::new();
+        let shown = |events: Vec<Event>| -> Vec<String> {
+            events.iter().map(|event| format!("{event:?}")).collect()
+        };
+        let events = create(&mut tree, "/a", b"");
+        assert_eq!(shown(events), [r#"0:1 Created "/a""#, r#"0:1 ChildrenChanged "/""#]);
+        let events = create(&mut tree, "/a/b", b"");
+        assert_eq!(shown(events), [r#"0:2 Created "/a/b""#, r#"0:2 ChildrenChanged "/a""#]);
+        assert_eq!(shown(set(&mut tree, "/a", b"x")), [r#"0:3 DataChanged "/a""#]);
+        assert_eq!(shown(set(&mut tree, "/", b"x")), [r#"0:4 DataChanged "/""#]);
+        let (events, _) = delete(&mut tree, "/a/b");
+        assert_eq!(shown(events), [r#"0:5 Deleted "/a/b""#, r#"0:5 ChildrenChanged "/a""#]);
+        let (events, applied) = delete(&mut tree, "/a/b");
+        assert_eq!(applied.outcome, Err(ZkError::NoNode.code()));
+        assert_eq!(shown(events), Vec::<String>::new());
+        assert_eq!(tree.zxid(), Zxid(6));
+    }
+
+    #[test]
+    fn a_failed_multi_shows_every_part_as_an_error_and_changes_nothing() {
+        let mut tree = Tree::new();
+        let before = tree.digest();
+        let parts = [0, -101, -2].map(|code| (OpCode::Error, Txn::Error { code }));
+        let applied = tree.apply(
+            &header(1, OpCode::Multi),
+            &Txn::Multi(parts.to_vec()),
+            &mut Vec::new(),
+        );
+        let wanted = [0, -101, -2].map(|code| (OpCode::Error, Err(code)));
+        assert_eq!(applied.outcome, Ok(WriteReply::Multi(wanted.to_vec())));
+        assert_eq!((tree.digest(), tree.zxid()), (before, Zxid(1)));
+    }
+
+    #[test]
+    fn statistics_of_a_quota_follow_without_a_trace_in_the_stat() {
+        let mut tree = Tree::new();
+        create(&mut tree, "/q", b"abc");
+        create(&mut tree, "/q/x", b"12");
+        create(&mut tree, "/zookeeper/quota/q", b"");
+        let limits = b"count=10,bytes=20=;countHardLimit=5";
+        create(&mut tree, "/zookeeper/quota/q/zookeeper_limits", limits);
+        let stats_path = "/zookeeper/quota/q/zookeeper_stats";
+        create(&mut tree, stats_path, b"count=0,bytes=0");
+        let stats = |tree: &Tree| {
+            let node = tree.get(stats_path).unwrap();
+            (String::from_utf8_lossy(node.data().unwrap()).into_owned(), node.stat())
+        };
+        let (text, stat) = stats(&tree);
+        assert_eq!(text, "count=2,bytes=5");
+        create(&mut tree, "/q/y", b"1234");
+        set(&mut tree, "/q", b"");
+        let _deleted = delete(&mut tree, "/q/x");
+        let (text, after) = stats(&tree);
+        assert_eq!(text, "count=2,bytes=4");
+        assert_eq!((after.version, after.mzxid), (stat.version, stat.mzxid));
+        let quota = tree.quota_limit_for("/q/y/z").unwrap();
+        assert_eq!(quota.prefix, "/q");
+        assert_eq!(quota.limits.map(|limits| limits.count_hard_limit()), Some(5));
+        assert_eq!(quota.usage.map(|usage| usage.bytes()), Some(4));
+        assert_eq!(tree.quota_prefix("/qq"), None);
+        let _deleted = delete(&mut tree, "/zookeeper/quota/q/zookeeper_limits");
+        assert_eq!(tree.quota_prefix("/q/y"), None);
+        assert_eq!(tree.subtree_usage("/q"), Some((2, 4)));
+    }
+
+    #[test]
+    fn trees_can_be_sent_and_shared() {
+        fn check<T: Send + Sync + Clone>() {}
+        check::<Tree>();
+        check::<Event>();
     }
 }

@@ -369,6 +369,26 @@ pub(crate) fn set_data(node: &mut NodeArc, path: &str, data: Option<&[u8]>) {
     }
 }
 
+/// Gives `node`, which is new and at `path`, the extra part that every parent has.
+pub(crate) fn needs_extra(node: &mut NodeArc, path: &str) {
+    node_mut(node).extra_mut(path);
+}
+
+/// Gives `node`, which is new and has an extra part, its children, in the order of their keys. False
+/// if it has no extra part.
+pub(crate) fn adopt_children(node: &mut NodeArc, children: Vec<Child>) -> bool {
+    let Some(extra) = node_mut(node).own_extra() else {
+        return false;
+    };
+    for child in &children {
+        let node = Node::new(&child.node);
+        extra.descendants += 1 + node.all_children_number();
+        extra.bytes_below += node.subtree_bytes();
+    }
+    extra.children = Map::from_sorted(children);
+    true
+}
+
 impl Head {
     /// The head of a znode that is about to be replaced; the extra part moves.
     fn take(&mut self) -> Self {
