@@ -17,7 +17,7 @@ use ringkeeper_transport::probe::{self, ProbeError};
 use ringkeeper_transport::{ExecutorSpec, run_executor};
 use rustix::fs::{Access, access, statvfs};
 
-use crate::config_file;
+use crate::{config_file, fatal};
 
 /// Room that a start needs beyond the log segments it reserves, in bytes.
 const FREE_BYTES_BESIDE_LOG: u64 = 256 << 20;
@@ -115,13 +115,8 @@ fn findings(file: Option<&Path>, assignments: &[String]) -> Vec<Finding> {
         }
         Err(error) => {
             // The outermost context says that it is the configuration, as the column does.
-            let causes: Vec<_> = error.chain().skip(1).map(ToString::to_string).collect();
-            findings.push(Finding::new(
-                Verdict::Fail,
-                "configuration",
-                causes.join(": "),
-                "",
-            ));
+            let causes = fatal::causes(error.chain().skip(1));
+            findings.push(Finding::new(Verdict::Fail, "configuration", causes, ""));
             None
         }
     };

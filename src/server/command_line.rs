@@ -10,7 +10,7 @@ use ringkeeper_config::{Config, Notice, Weight};
 
 use crate::fatal::Reason;
 use crate::logging::Format;
-use crate::{check, config_file, logging};
+use crate::{check, config_file, fatal, logging};
 
 /// A coordination service that speaks the ZooKeeper protocol, on io_uring.
 ///
@@ -102,10 +102,8 @@ fn log(notice: &Notice) {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the last word before the exit status")]
 fn report(error: &anyhow::Error) {
-    let text = format!("{error:#}");
-    eprintln!("ringkeeper: {text}");
+    eprintln!("ringkeeper: {}", fatal::causes(error.chain()));
 }
 
 #[expect(

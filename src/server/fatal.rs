@@ -7,6 +7,7 @@
 //! A start that fails carries its [`Reason`] as the context of its error (`.context(Reason::Address)`), so that supervisors
 //! see the same statuses.
 
+use std::error::Error;
 use std::fmt;
 use std::process;
 use std::time::Duration;
@@ -70,7 +71,19 @@ impl fmt::Display for Reason {
     }
 }
 
-impl std::error::Error for Reason {}
+impl Error for Reason {}
+
+/// The causes of a failure in one line, from the outermost in. A cause that the one before it already tells is left out, as
+/// messages of some crates contain those of their sources.
+pub(crate) fn causes<'a>(chain: impl Iterator<Item = &'a (dyn Error + 'static)>) -> String {
+    let mut told: Vec<String> = Vec::new();
+    for cause in chain.map(ToString::to_string) {
+        if !told.last().is_some_and(|last| last.contains(&cause)) {
+            told.push(cause);
+        }
+    }
+    told.join(": ")
+}
 
 /// How long the log may take to reach standard error before the process ends without it.
 const FLUSH_LIMIT: Duration = Duration::from_millis(500);
@@ -87,6 +100,17 @@ mod tests {
     use anyhow::{Context as _, anyhow};
 
     use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow!("disk full")
+            .context("write the log: disk full")
+            .context(Reason::Storage);
+        assert_eq!(
+            causes(error.chain()),
+            "the log could not be written: write the log: disk full"
+        );
+    }
 
     #[test]
     fn a_reason_is_found_below_other_context() {

@@ -15,8 +15,9 @@ use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
@@ -57,9 +58,7 @@ pub(crate) enum Format {
 pub(crate) fn start(directives: Option<&str>, format: Format) -> Result<()> {
     let from_environment = std::env::var(ENVIRONMENT).ok();
     let directives = directives.or(from_environment.as_deref()).unwrap_or("info");
-    let filter = EnvFilter::try_new(directives).with_context(|| {
-        format!("\"{directives}\" is not a log level or a list of module=level")
-    })?;
+    let filter = filter(directives)?;
     let queue = Queue::start(io::stderr()).context("start the log thread")?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -76,6 +75,20 @@ pub(crate) fn start(directives: Option<&str>, format: Format) -> Result<()> {
     QUEUE
         .set(queue)
         .map_err(|_| anyhow::anyhow!("logging was started before"))
+}
+
+/// Reads a level, or a list of `module=level`. The library would take a misspelled level for the name of a module.
+fn filter(directives: &str) -> Result<EnvFilter> {
+    let is_known = |directive: &str| {
+        let level = directive.trim();
+        level.contains('=') || (!level.is_empty() && level.parse::<LevelFilter>().is_ok())
+    };
+    match EnvFilter::try_new(directives) {
+        Ok(filter) if directives.split(',').all(is_known) => Ok(filter),
+        _ => bail!(
+            "\"{directives}\" is not a log level (error, warn, info, debug, trace, off) or a list of module=level"
+        ),
+    }
 }
 
 /// Waits until all that was logged so far has been written, but not longer than `limit`.
@@ -380,6 +393,22 @@ mod tests {
         queue.flush(LONG);
         assert_eq!(output.text().len(), LINE_BYTES_MAX + 4);
         assert!(output.text().ends_with("x...\n"));
+    }
+
+    #[test]
+    fn levels_and_lists_are_told_from_slips() {
+        for good in [
+            "info",
+            "WARN",
+            "off",
+            "info,ringkeeper_storage=debug",
+            "ringkeeper=trace",
+        ] {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in ["inof", "", "info,nonsense", "ringkeeper=loud"] {
+            assert!(filter(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
