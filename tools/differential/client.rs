@@ -51,7 +51,7 @@ impl Connection {
     }
 
     /// Tells the server that nothing more comes.
-    pub(crate) fn end_of_stream(&mut self) {
+    pub(crate) fn end_of_stream(&self) {
         let _closed_is_seen_by_the_next_read = self.stream.shutdown(Shutdown::Write);
     }
 

@@ -101,7 +101,8 @@ pub(crate) fn compare(
                 Outcome::Same => {}
                 // The servers' states differ from here on, as intended.
                 Outcome::Parted => parted = true,
-                Outcome::Different(theirs, mine) => {
+                Outcome::Different(both) => {
+                    let (theirs, mine) = *both;
                     return Some(Difference {
                         step: place,
                         slot: *slot,
@@ -122,7 +123,7 @@ pub(crate) fn compare(
 enum Outcome {
     Same,
     Parted,
-    Different(Option<Seen>, Option<Seen>),
+    Different(Box<(Option<Seen>, Option<Seen>)>),
 }
 
 fn compare_slot(
@@ -155,14 +156,19 @@ fn compare_slot(
         }
         let explained = known().find(|known| explains(known, context, a, b));
         let Some(explained) = explained else {
-            return Outcome::Different(a.cloned(), b.cloned());
+            return Outcome::Different(Box::new((a.cloned(), b.cloned())));
         };
         *uses.entry(explained.id).or_default() += 1;
         if explained.parts {
             return Outcome::Parted;
         }
-        if let (Rule::Skip(_), Some(Seen::Reply { zxid: Offset::At(zxid), .. })) =
-            (explained.rule, unskipped)
+        if let (
+            Rule::Skip(_),
+            Some(Seen::Reply {
+                zxid: Offset::At(zxid),
+                ..
+            }),
+        ) = (explained.rule, unskipped)
         {
             skipped.push(*zxid);
         }
@@ -173,12 +179,7 @@ fn compare_slot(
     }
 }
 
-fn explains(
-    known: &Deliberate,
-    context: &Context<'_>,
-    a: Option<&Seen>,
-    b: Option<&Seen>,
-) -> bool {
+fn explains(known: &Deliberate, context: &Context<'_>, a: Option<&Seen>, b: Option<&Seen>) -> bool {
     match (known.rule, a, b) {
         (Rule::Pair(rule) | Rule::Skip(rule), Some(a), Some(b)) => rule(context, a, b),
         (Rule::Missing(rule), Some(a), _) => rule(context, a),

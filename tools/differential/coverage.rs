@@ -320,10 +320,7 @@ const REACHABLE: &[(&[Place], &[Option<ZkError>])] = &[
         ],
         &[OK, SKIPPED],
     ),
-    (
-        &[Place::Multi(OpCode::CreateContainer)],
-        &[OK, SKIPPED],
-    ),
+    (&[Place::Multi(OpCode::CreateContainer)], &[OK, SKIPPED]),
     (
         &[Place::Multi(OpCode::Create)],
         &[NODE_EXISTS, INVALID_ACL, NO_AUTH],
@@ -348,10 +345,16 @@ const REACHABLE: &[(&[Place], &[Option<ZkError>])] = &[
 /// Error codes that no script can reach for any operation, and why.
 pub(crate) const UNREACHABLE: &[(ZkError, &str)] = &[
     (ZkError::SystemError, "marks a range; no server sends it"),
-    (ZkError::DataInconsistency, "no path of Apache's server sends it"),
+    (
+        ZkError::DataInconsistency,
+        "no path of Apache's server sends it",
+    ),
     (ZkError::ConnectionLoss, "made by clients"),
     (ZkError::OperationTimeout, "made by clients"),
-    (ZkError::UnknownSession, "no path of Apache's server sends it to a client"),
+    (
+        ZkError::UnknownSession,
+        "no path of Apache's server sends it to a client",
+    ),
     (ZkError::NewConfigNoQuorum, "needs an ensemble"),
     (ZkError::ReconfigInProgress, "needs an ensemble"),
     (ZkError::ApiError, "marks a range; no server sends it"),
@@ -360,9 +363,18 @@ pub(crate) const UNREACHABLE: &[(ZkError, &str)] = &[
         "a standalone server closes the connection before a request of a closing session is answered",
     ),
     (ZkError::InvalidCallback, "made by clients"),
-    (ZkError::SessionMoved, "needs an ensemble; shows as a closed connection"),
-    (ZkError::NotReadOnly, "needs an ensemble that has lost its quorum"),
-    (ZkError::EphemeralOnLocalSession, "needs an ensemble with local sessions"),
+    (
+        ZkError::SessionMoved,
+        "needs an ensemble; shows as a closed connection",
+    ),
+    (
+        ZkError::NotReadOnly,
+        "needs an ensemble that has lost its quorum",
+    ),
+    (
+        ZkError::EphemeralOnLocalSession,
+        "needs an ensemble with local sessions",
+    ),
     (ZkError::RequestTimeout, "made by clients"),
     (
         ZkError::SessionClosedRequireSaslAuth,

@@ -194,6 +194,15 @@ pub(crate) const DELIBERATE: &[Deliberate] = &[
         parts: true,
     },
     Deliberate {
+        id: "identity-order",
+        what: "a connection's identities, in whoAmI and where `auth` stands for them in an ACL, have the order \
+               of their hashes | the order in which they were added",
+        reason: "Apache keeps them in a hash set, whose order means nothing",
+        scope: Scope::Ringkeeper,
+        rule: Rule::Pair(identity_order),
+        parts: false,
+    },
+    Deliberate {
         id: "surrogates",
         what: "a character beyond the basic plane is written as two surrogates of three bytes each | as UTF-8",
         reason: "what Apache writes is not UTF-8, and no client reads it back as the character",
@@ -270,9 +279,10 @@ fn watch_kinds(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
     else {
         return false;
     };
-    let kind = match context.call(*call).and_then(Call::request) {
-        Some(Request::CheckWatches { kind, .. } | Request::RemoveWatches { kind, .. }) => kind,
-        _ => return false,
+    let Some(Request::CheckWatches { kind, .. } | Request::RemoveWatches { kind, .. }) =
+        context.call(*call).and_then(Call::request)
+    else {
+        return false;
     };
     matches!(kind, 4 | 5)
         && *error == ZkError::MarshallingError.code()
@@ -307,7 +317,12 @@ fn check_watches(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
 }
 
 fn remove_watches_path(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
-    let (Seen::Reply { call, op, error, .. }, Seen::Reply { error: ours, .. }) = (theirs, ours)
+    let (
+        Seen::Reply {
+            call, op, error, ..
+        },
+        Seen::Reply { error: ours, .. },
+    ) = (theirs, ours)
     else {
         return false;
     };
@@ -332,16 +347,26 @@ fn is_path_odd(context: &Context<'_>, call: usize) -> bool {
 
 // ZK: PathUtils.validatePath, as far as scripts go wrong.
 fn is_valid_path(path: &str) -> bool {
-    let is_odd = |c: char| {
-        matches!(c, '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..)
-    };
+    let is_odd = |c: char| matches!(c, '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{e000}'..='\u{f8ff}' | '\u{fff0}'..);
     path == "/"
         || path.strip_prefix('/').is_some_and(|rest| {
-            !rest.contains(is_odd)
-                && rest
-                    .split('/')
-                    .all(|name| !matches!(name, "" | "." | ".."))
+            !rest.contains(is_odd) && rest.split('/').all(|name| !matches!(name, "" | "." | ".."))
         })
+}
+
+fn identity_order(_: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
+    let sorted = |seen: &Seen| {
+        let mut seen = seen.clone();
+        if let Seen::Reply { body, .. } = &mut seen {
+            match body {
+                Body::Identities(ids) => ids.sort(),
+                Body::Acl(entries, _) => entries.sort(),
+                _ => {}
+            }
+        }
+        seen
+    };
+    sorted(theirs) == sorted(ours)
 }
 
 fn surrogates(_: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
@@ -359,11 +384,10 @@ fn watch_kinds_of_modes(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bo
     else {
         return false;
     };
-    let (path, kind) = match context.call(*call).and_then(Call::request) {
-        Some(
-            Request::CheckWatches { path, kind } | Request::RemoveWatches { path, kind },
-        ) => (path, kind),
-        _ => return false,
+    let Some(Request::CheckWatches { path, kind } | Request::RemoveWatches { path, kind }) =
+        context.call(*call).and_then(Call::request)
+    else {
+        return false;
     };
     matches!(kind, 1..=3)
         && context.script.watches_lastingly(path)

@@ -18,9 +18,7 @@ use ringkeeper_proto::{OpCode, Reader, Request, SessionId, Xid, ZkError, Zxid};
 use crate::client::{Arrival, Connection, PATIENCE};
 use crate::decode::Lens;
 use crate::observation::{Data, Offset, Seen, StepSeen, Transcript};
-use crate::script::{
-    Call, Hello, LastSeen, Password, SLOTS, Script, SessionOf, Since, Step,
-};
+use crate::script::{Call, Hello, LastSeen, Password, SLOTS, Script, SessionOf, Since, Step};
 use crate::servers::{SUPER_PASSWORD, TICK_MS};
 
 /// The znodes that no script makes or removes, but many look at.
@@ -120,8 +118,8 @@ impl Run {
         match since {
             Since::Nothing => 0,
             Since::Step(step) => {
-                let shown = self.zxids.get(step).or(self.zxids.last());
-                shown.copied().unwrap_or(self.lens.start)
+                let left = step.min(self.zxids.len().saturating_sub(1));
+                self.zxids.get(left).copied().unwrap_or(self.lens.start)
             }
             Since::Future => i64::MAX,
         }
@@ -286,7 +284,9 @@ impl Run {
             .last()
             .is_some_and(|call| may_close(call, seen.last()))
         {
-            let is_closing = calls.last().is_some_and(|call| must_close(call, seen.last()));
+            let is_closing = calls
+                .last()
+                .is_some_and(|call| must_close(call, seen.last()));
             let mut after = if is_closing {
                 self.await_close(slot)
             } else {
@@ -614,9 +614,7 @@ fn must_close(call: &Call, last: Option<&Seen>) -> bool {
     );
     let is_none = matches!(
         call.op(),
-        None | Some(
-            OpCode::Notification | OpCode::Error | OpCode::Check | OpCode::CloseSession
-        )
+        None | Some(OpCode::Notification | OpCode::Error | OpCode::Check | OpCode::CloseSession)
     );
     is_refused || is_none
 }

@@ -269,7 +269,11 @@ impl Generator {
             2 => 1_000,
             _ => self.rng.random_range(1..20),
         };
-        Some((0..len).map(|_| self.rng.random_range(b'a'..=b'z')).collect())
+        Some(
+            (0..len)
+                .map(|_| self.rng.random_range(b'a'..=b'z'))
+                .collect(),
+        )
     }
 
     /// A valid ACL.

@@ -178,7 +178,10 @@ pub(crate) enum Seen {
         path: String,
     },
     /// The reply to a ping of the tool's own.
-    Pong { zxid: Offset, error: i32 },
+    Pong {
+        zxid: Offset,
+        error: i32,
+    },
     /// A frame that is none of these.
     Frame(Data),
     /// A session ended by time: sooner than promised, in time, or too late.

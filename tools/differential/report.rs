@@ -105,7 +105,10 @@ impl Report {
             );
         }
         if !self.silences.is_empty() {
-            println!("the oracle leaves a request unanswered in scripts {:?}", self.silences);
+            println!(
+                "the oracle leaves a request unanswered in scripts {:?}",
+                self.silences
+            );
         }
         self.print_differences();
         println!(

@@ -13,7 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 /// Debian's `zookeeper.jar` names the jars it needs in its manifest.
-pub(crate) const DEBIAN_CLASSPATH: &str = "/usr/share/java/zookeeper.jar:/usr/share/java/slf4j-nop.jar";
+pub(crate) const DEBIAN_CLASSPATH: &str =
+    "/usr/share/java/zookeeper.jar:/usr/share/java/slf4j-nop.jar";
 /// The tick of every server, in milliseconds.
 pub(crate) const TICK_MS: i32 = 100;
 /// The shortest session, in milliseconds.
@@ -128,7 +129,11 @@ impl Server {
         let start = Instant::now();
         loop {
             if let Some(status) = self.process.try_wait()? {
-                bail!("{:?} ended with {status}:\n{}", self.product, self.last_words());
+                bail!(
+                    "{:?} ended with {status}:\n{}",
+                    self.product,
+                    self.last_words()
+                );
             }
             if let Some(version) = ask_version(self.address) {
                 return Ok(version);

@@ -120,7 +120,8 @@ impl Generator {
                 })
             }
             OpCode::SetAcl => {
-                let (path, version) = self.versioned(slot, end, Perms::ADMIN, calls, |z| z.aversion);
+                let (path, version) =
+                    self.versioned(slot, end, Perms::ADMIN, calls, |z| z.aversion);
                 let acl = if end == Some(ZkError::InvalidAcl) {
                     self.bad_acl(slot)
                 } else {
@@ -170,14 +171,22 @@ impl Generator {
                 format!("{}/none/{name}", self.model.root)
             }
             Some(ZkError::NodeExists) => {
-                flags = if op == OpCode::CreateTtl { 5 } else { flags & !2 };
+                flags = if op == OpCode::CreateTtl {
+                    5
+                } else {
+                    flags & !2
+                };
                 self.some_path(slot, Perms::READ, calls)
             }
             Some(ZkError::NoChildrenForEphemerals) => {
                 format!("{}/{}", self.ephemeral(slot, calls), self.name())
             }
             Some(ZkError::NoAuth) => {
-                format!("{}/{}", self.locked(slot, Perms::CREATE, calls), self.name())
+                format!(
+                    "{}/{}",
+                    self.locked(slot, Perms::CREATE, calls),
+                    self.name()
+                )
             }
             Some(ZkError::BadArguments) if self.rng.random_ratio(2, 3) => self.bad_path(),
             Some(ZkError::BadArguments) => {
@@ -235,7 +244,11 @@ impl Generator {
             }
             Some(ZkError::NotEmpty) => self.parent(slot, calls),
             Some(ZkError::NoAuth) => {
-                format!("{}/{}", self.locked(slot, Perms::DELETE, calls), self.name())
+                format!(
+                    "{}/{}",
+                    self.locked(slot, Perms::DELETE, calls),
+                    self.name()
+                )
             }
             _ => {
                 let path = self.leaf(slot, calls);
@@ -357,7 +370,11 @@ impl Generator {
                 let end = *ends.choose(&mut self.rng).unwrap_or(&None);
                 self.call_for(slot, (op, if is_bad { end } else { None }), calls)
             } else {
-                let table = if is_bad { &PARTS[SOUND..] } else { &PARTS[..SOUND] };
+                let table = if is_bad {
+                    &PARTS[SOUND..]
+                } else {
+                    &PARTS[..SOUND]
+                };
                 let (op, end) = *table.choose(&mut self.rng).unwrap_or(&PARTS[0]);
                 let part = self.part_for(slot, op, end, calls);
                 self.apply(slot, &part);
@@ -491,11 +508,7 @@ impl Generator {
                 body.put_ustring(text);
             }
         }
-        body.extend(
-            self.rng
-                .random_range(-1_i64..2)
-                .to_be_bytes(),
-        );
+        body.extend(self.rng.random_range(-1_i64..2).to_be_bytes());
         body
     }
 }

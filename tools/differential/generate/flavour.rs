@@ -64,6 +64,9 @@ impl Generator {
                 for _ in 0..self.rng.random_range(8..16) {
                     self.step_of(flavour);
                 }
+                if matches!(flavour, Flavour::Acls) && self.rng.random() {
+                    self.hidden_events();
+                }
             }
         }
         if self.rng.random_ratio(3, 10) {
@@ -203,7 +206,12 @@ impl Generator {
         let call = match self.rng.random_range(0..20) {
             0..3 => create(OpCode::Create, &path, &data, 0),
             3..6 => create(OpCode::Create2, &format!("{limited}/s"), &data, 2),
-            6..9 => create(OpCode::CreateContainer, &format!("{limited}/t{round}"), &data, 4),
+            6..9 => create(
+                OpCode::CreateContainer,
+                &format!("{limited}/t{round}"),
+                &data,
+                4,
+            ),
             9..12 => create(OpCode::CreateTtl, &format!("{limited}/l{round}"), &data, 5),
             12..16 => Call::of(&Request::SetData {
                 path: if self.rng.random() { limited } else { &path },
@@ -238,7 +246,9 @@ impl Generator {
         // The frame of a create: header 8, path, data and their lengths, the open ACL 31, flags 4.
         let around = 8 + 4 + path.len() + 4 + 31 + 4;
         let fits = FRAME_BYTES_MAX - around;
-        let size = *[fits, fits - 1, 1 << 19].choose(&mut self.rng).unwrap_or(&fits);
+        let size = *[fits, fits - 1, 1 << 19]
+            .choose(&mut self.rng)
+            .unwrap_or(&fits);
         self.call(slot, create(OpCode::Create, &path, &vec![b'x'; size], 0));
         let watch = false;
         self.call(slot, Call::of(&Request::GetData { path: &path, watch }));
@@ -267,7 +277,10 @@ impl Generator {
         let slot = self.open_slot();
         if self.rng.random_ratio(1, 12) {
             let timeout_ms: i32 = 20_000;
-            let call = Call::raw(OpCode::CreateSession.code(), timeout_ms.to_be_bytes().to_vec());
+            let call = Call::raw(
+                OpCode::CreateSession.code(),
+                timeout_ms.to_be_bytes().to_vec(),
+            );
             self.call(slot, call);
             return;
         }

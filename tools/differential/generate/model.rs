@@ -125,10 +125,7 @@ impl Model {
         op: OpCode,
         create: &CreateRequest<'_>,
     ) -> Result<String, ZkError> {
-        let (parent, name) = create
-            .path
-            .rsplit_once('/')
-            .ok_or(ZkError::BadArguments)?;
+        let (parent, name) = create.path.rsplit_once('/').ok_or(ZkError::BadArguments)?;
         let is_flag_right = match op {
             OpCode::CreateTtl => matches!(create.flags, 5 | 6),
             OpCode::CreateContainer => create.flags == 4,

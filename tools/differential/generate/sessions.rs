@@ -301,7 +301,9 @@ impl Generator {
             self.model.end_session(session);
         }
         self.slots[owner].is_open = false;
-        self.slots[watcher].watched.insert(root, super::Mode::Recursive);
+        self.slots[watcher]
+            .watched
+            .insert(root, super::Mode::Recursive);
         self.steps.push(Step::Connect {
             slot: owner,
             hello: Hello::again(owner),

@@ -103,7 +103,11 @@ fn overwrite(body: &mut [u8], place: usize, value: i32) {
 /// Bytes that break the framing of `slot`'s connection.
 pub(crate) fn raw(slot: usize, rng: &mut StdRng) -> Step {
     let (what, bytes, end) = match rng.random_range(0..7) {
-        0 => ("negative frame length", (-1_i32).to_be_bytes().to_vec(), false),
+        0 => (
+            "negative frame length",
+            (-1_i32).to_be_bytes().to_vec(),
+            false,
+        ),
         1 => ("frame length MIN", i32::MIN.to_be_bytes().to_vec(), false),
         2 => ("frame too long", too_long(), false),
         3 => ("empty frame", 0_i32.to_be_bytes().to_vec(), false),
@@ -160,7 +164,10 @@ pub(crate) fn stranger(rng: &mut StdRng) -> Step {
             bytes.extend([0; 16]);
             ("connect request with a negative password length", bytes)
         }
-        _ => ("GET / HTTP", b"GET / HTTP/1.1\r\nHost: zoo\r\n\r\n".to_vec()),
+        _ => (
+            "GET / HTTP",
+            b"GET / HTTP/1.1\r\nHost: zoo\r\n\r\n".to_vec(),
+        ),
     };
     Step::Stranger { what, bytes }
 }

@@ -2,11 +2,13 @@
 
 use rand::Rng as _;
 use rand::seq::IndexedRandom as _;
-use ringkeeper_proto::request::SetWatchesRequest;
-use ringkeeper_proto::{OpCode, Request};
+use ringkeeper_proto::acl::AclList;
+use ringkeeper_proto::request::{CreateRequest, SetWatchesRequest};
+use ringkeeper_proto::{Acl, Id, OpCode, Perms, Request};
 
 use super::{Generator, Mode};
-use crate::script::{Call, Since};
+use crate::identity::digest_id;
+use crate::script::{Call, Since, Step};
 
 impl Generator {
     /// Whether `slot` may watch `path` in this mode. A second mode on one path is let through now and
@@ -19,7 +21,7 @@ impl Generator {
                 watched.insert(path.to_owned(), mode);
                 true
             }
-            Some(_) if self.rng.random_ratio(1, 60) => {
+            Some(_) if self.rng.random_ratio(1, 25) => {
                 self.mixes_watch_modes = true;
                 true
             }
@@ -96,6 +98,81 @@ impl Generator {
         } else {
             Request::RemoveWatches { path: &path, kind }
         })
+    }
+
+    /// One client watches what it may not read, and another changes it.
+    pub(super) fn hidden_events(&mut self) {
+        let (owner, watcher) = (0, 1);
+        for slot in [owner, watcher] {
+            if self.slots[slot].is_open {
+                self.steps.push(Step::Drop { slot });
+            }
+            self.open(slot);
+        }
+        let mut auth = Call::of(&Request::Auth {
+            kind: 0,
+            scheme: "digest",
+            auth: b"alice:a",
+        });
+        auth.xid = Some(-4);
+        self.call(owner, auth);
+        self.slots[owner]
+            .ids
+            .push(Id::new("digest", digest_id("alice", "a")));
+        let path = self.fresh_path("hidden");
+        let perms = Perms(Perms::ALL.0 & !Perms::READ.0);
+        let mine = Acl {
+            perms: Perms::ALL,
+            id: Id::new("auth", ""),
+        };
+        let world = |perms| Acl {
+            perms,
+            id: Id::new("world", "anyone"),
+        };
+        let acl = vec![
+            mine,
+            world(if self.rng.random() {
+                perms
+            } else {
+                Perms::READ
+            }),
+        ];
+        self.note_acl(&path, Some(&acl));
+        let create = |path: &str, acl: &[Acl]| {
+            Call::of(&Request::Create {
+                op: OpCode::Create,
+                create: CreateRequest {
+                    path,
+                    data: None,
+                    acl: Some(AclList::new(acl)),
+                    flags: 0,
+                    ttl_ms: None,
+                },
+            })
+        };
+        let watched_early: bool = self.rng.random();
+        if !watched_early {
+            self.call(owner, create(&path, &acl));
+        }
+        let mode = self.rng.random_range(0..2);
+        self.call(watcher, Call::of(&Request::AddWatch { path: &path, mode }));
+        if watched_early {
+            self.call(owner, create(&path, &acl));
+        }
+        let child = format!("{path}/child");
+        let version = -1;
+        self.call(owner, create(&child, &Acl::open()));
+        self.call(
+            owner,
+            Call::of(&Request::SetData {
+                path: &path,
+                data: None,
+                version,
+            }),
+        );
+        for path in [&child, &path] {
+            self.call(owner, Call::of(&Request::Delete { path, version }));
+        }
     }
 
     /// What a client asks to get its watches back.
