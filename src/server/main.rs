@@ -21,6 +21,7 @@ mod logging;
 mod messages;
 mod monitor;
 mod outbox;
+mod placement;
 mod publication;
 mod read_path;
 mod recovery;
@@ -33,6 +34,7 @@ mod shard;
 mod shard_loop;
 mod snapshots;
 mod stats;
+mod threads;
 
 use std::process::ExitCode;
 

@@ -1,16 +1,93 @@
 //! From what storage found to the tree: the newest snapshot that can be read, then the log after it.
 
 use std::time::Instant;
+use std::{fs, io};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use ringkeeper_proto::TxnDigest;
 use ringkeeper_proto::txn::decode_record;
-use ringkeeper_storage::{Disk, Recovered, Store, TxnLog};
+use ringkeeper_storage::{
+    Dirs, Disk, DmaDisk, LogOptions, OpenError, Opened, Recovered, Store, TxnLog, probe,
+};
 use ringkeeper_tree::Tree;
 
+use crate::fatal::Reason;
+use crate::settings::Settings;
 use crate::snapshots;
 
-/// Builds the tree.
+/// The file in dataDir that says that an empty database is meant (`db.autocreate=false`).
+const INITIALIZE: &str = "initialize";
+
+/// Opens the data directory: probes the device, recovers the log.
+///
+/// # Errors
+/// When the directory cannot be used, or what is in it is damaged; each with what to do.
+pub(crate) async fn open(settings: &Settings) -> anyhow::Result<Opened<DmaDisk>> {
+    let files = &settings.config.files;
+    let dirs = Dirs {
+        data: files.data_dir.clone(),
+        log: files.log_dir.clone(),
+    };
+    check_directories(settings, &dirs)?;
+    let (disk, report) = probe(&dirs.log).await.map_err(with_reason)?;
+    tracing::info!("{report}");
+    let options = LogOptions {
+        segment_bytes: settings.config.log.segment_bytes,
+        record_bytes_max: settings.tree.txn_len_max,
+        ..LogOptions::default()
+    };
+    let opened = Store::open(disk, &dirs, options)
+        .await
+        .map_err(with_reason)?;
+    if opened.recovered.fresh {
+        // It has said what it was there for.
+        match fs::remove_file(files.data_dir.join(INITIALIZE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).context("remove the file `initialize`");
+            }
+            _ => {}
+        }
+    }
+    Ok(opened)
+}
+
+/// `datadir.autocreate` and `db.autocreate`: an empty directory may be a disk that is not mounted.
+fn check_directories(settings: &Settings, dirs: &Dirs) -> anyhow::Result<()> {
+    let files = &settings.config.files;
+    for dir in [&dirs.data, &dirs.log] {
+        if !files.create_directories && !dir.is_dir() {
+            return Err(anyhow!(
+                "{} does not exist, and datadir.autocreate=false forbids to make it",
+                dir.display()
+            )
+            .context(Reason::DataDirectory));
+        }
+    }
+    if !files.create_database
+        && !dirs.data_folder().exists()
+        && !files.data_dir.join(INITIALIZE).exists()
+    {
+        return Err(anyhow!(
+            "{} holds no data, and db.autocreate=false forbids to start with none; if it is meant, \
+             create an empty file `{INITIALIZE}` in it",
+            files.data_dir.display()
+        )
+        .context(Reason::DataDirectory));
+    }
+    Ok(())
+}
+
+fn with_reason(error: OpenError) -> anyhow::Error {
+    let reason = match &error {
+        OpenError::Storage(_) => Reason::Storage,
+        OpenError::Damaged(_) => Reason::Corrupt,
+        OpenError::NoDirectIo { .. } => Reason::System,
+        _ => Reason::DataDirectory,
+    };
+    anyhow::Error::from(error).context(reason)
+}
+
+/// Builds the tree, with a thread for each of `cpus` where that helps.
 ///
 /// # Errors
 /// When there are snapshots and none can be read, when the log does not reach back to the one that
@@ -19,9 +96,10 @@ pub(crate) async fn load<D: Disk>(
     store: &Store<D>,
     log: &mut TxnLog<D>,
     recovered: &Recovered,
+    cpus: &[usize],
 ) -> anyhow::Result<Tree> {
     let started = Instant::now();
-    let mut tree = newest_snapshot(store, recovered)?;
+    let mut tree = newest_snapshot(store, recovered, cpus)?;
     let (from, snapshot_ms) = (tree.zxid(), started.elapsed().as_millis());
     let mut events = Vec::new();
     let mut mismatches = 0_u64;
@@ -62,10 +140,14 @@ pub(crate) async fn load<D: Disk>(
     Ok(tree)
 }
 
-fn newest_snapshot<D: Disk>(store: &Store<D>, recovered: &Recovered) -> anyhow::Result<Tree> {
+fn newest_snapshot<D: Disk>(
+    store: &Store<D>,
+    recovered: &Recovered,
+    cpus: &[usize],
+) -> anyhow::Result<Tree> {
     let mut failure = None;
     for info in &recovered.snapshots {
-        match snapshots::load(store.snapshot_dir(), info.zxid) {
+        match snapshots::load(store.snapshot_dir(), *info, cpus) {
             Ok(tree) => return Ok(tree),
             Err(error) => {
                 tracing::error!(zxid = %info.zxid, error = format!("{error:#}"),

@@ -4,10 +4,10 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringkeeper_config::{ContainersConfig, SnapshotConfig};
-use ringkeeper_storage::{Disk, Store};
+use ringkeeper_storage::{Disk, Purged, SnapshotInfo, Store};
 use ringkeeper_transport::mailbox::Receiver;
 use ringkeeper_transport::{sleep, spawn_local};
 
@@ -31,7 +31,8 @@ pub(crate) async fn run<D: Disk>(
         spawn_local(maintenance),
         spawn_local(expire_sessions(Rc::clone(&core))),
         spawn_local(delete_containers(Rc::clone(&core))),
-        spawn_local(keep_snapshots(Rc::clone(&core), store)),
+        spawn_local(keep_snapshots(Rc::clone(&core), store.clone())),
+        spawn_local(purge_from_time_to_time(Rc::clone(&core), store)),
     ];
     let sealing = spawn_local(seal_when_idle(Rc::clone(&core)));
     let mut messages = Vec::new();
@@ -66,9 +67,19 @@ fn start_writes<D: Disk>(core: &Rc<RefCell<Core<D>>>) {
             return;
         };
         let core = Rc::clone(core);
+        let slow = Duration::from_millis(core.borrow().settings.config.log.slow_write_ms);
         // Nobody cancels this task: a log write that is dropped may never have been submitted.
         spawn_local(async move {
-            match write.await {
+            let started = Instant::now();
+            let written = write.await;
+            let took = started.elapsed();
+            if took > slow {
+                tracing::warn!(
+                    ms = took.as_millis(),
+                    "slow log write: a sick or overloaded device"
+                );
+            }
+            match written {
                 Ok(through) => core.borrow_mut().flushed(through),
                 Err(error) => fatal::exit(Reason::Storage, &error),
             }
@@ -135,27 +146,41 @@ async fn seal_when_idle<D: Disk>(core: Rc<RefCell<Core<D>>>) {
 
 /// Enters each finished snapshot in the manifest, then purges what it makes superfluous.
 async fn keep_snapshots<D: Disk>(core: Rc<RefCell<Core<D>>>, store: Store<D>) {
-    let SnapshotConfig {
-        retain_count,
-        purge_interval_ms,
-        ..
-    } = core.borrow().settings.config.snapshots;
+    let config = core.borrow().settings.config.snapshots.clone();
     loop {
         let taken = poll_fn(|context| core.borrow_mut().poll_taken(context)).await;
         if let Err(error) = store.register_snapshot(taken.info).await {
             fatal::exit(Reason::Storage, &error);
         }
-        tracing::info!(zxid = %taken.info.zxid, bytes = taken.info.bytes, ms = taken.ms, "snapshot taken");
-        if purge_interval_ms.is_none() {
-            continue;
+        let SnapshotInfo { zxid, bytes, .. } = taken.info;
+        tracing::info!(%zxid, bytes, ms = taken.ms, "snapshot taken");
+        if config.purge_interval_ms.is_some() {
+            purge(&store, &config).await;
         }
-        match store.purge(retain_count as usize).await {
-            Ok(purged) => tracing::info!(
-                snapshots = purged.snapshots,
-                segments = purged.segments,
-                "purged"
-            ),
-            Err(error) => tracing::warn!(%error, "purge"),
-        }
+    }
+}
+
+/// Purges from time to time (`autopurge.purgeInterval`): what a snapshot's purge could not remove.
+async fn purge_from_time_to_time<D: Disk>(core: Rc<RefCell<Core<D>>>, store: Store<D>) {
+    let config = core.borrow().settings.config.snapshots.clone();
+    while let Some(interval_ms) = config.purge_interval_ms {
+        sleep(Duration::from_millis(interval_ms)).await;
+        purge(&store, &config).await;
+    }
+}
+
+async fn purge<D: Disk>(store: &Store<D>, config: &SnapshotConfig) {
+    match store.purge(config.retain_count as usize).await {
+        Ok(Purged {
+            snapshots: 0,
+            segments: 0,
+            ..
+        }) => {}
+        Ok(Purged {
+            snapshots,
+            segments,
+            ..
+        }) => tracing::info!(snapshots, segments, "purged"),
+        Err(error) => tracing::warn!(%error, "purge"),
     }
 }

@@ -4,16 +4,15 @@
 //! port opens when the data is loaded.
 
 use std::cell::RefCell;
-use std::fs;
 use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use ringkeeper_config::{ClientAddress, Config, Cpus, Host};
+use ringkeeper_config::{ClientAddress, Config, Host};
 use ringkeeper_proto::ServerId;
-use ringkeeper_storage::{Dirs, DmaDisk, LogOptions, OpenError, Opened, Store};
+use ringkeeper_storage::Opened;
 use ringkeeper_transport::acceptor::{self, BoundSocket};
 use ringkeeper_transport::mailbox::{self, Receiver};
 use ringkeeper_transport::{
@@ -33,6 +32,7 @@ use crate::fatal::Reason;
 use crate::link::Links;
 use crate::messages::{CoreMessage, ShardMessage};
 use crate::outbox::Outbox;
+use crate::placement::Placement;
 use crate::publication::Publication;
 use crate::sessions::Sessions;
 use crate::settings::Settings;
@@ -66,9 +66,9 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     // Taken before the first thread, so that none of them gets the signals.
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("take signals")?;
     let settings = Arc::new(Settings::new(config));
-    let cpus = placement(&settings);
+    let placement = Placement::new(&settings);
     let needs = probe::Needs {
-        executors: cpus.len(),
+        executors: placement.shards.len(),
         descriptors: DESCRIPTORS_MIN,
     };
     probe::prepare(needs)
@@ -77,13 +77,13 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         tracing::info!(%error, "fewer clients than that can be connected at once");
     }
     let address = resolve(&settings.config.clients.address).context(Reason::Address)?;
-    let sockets = acceptor::bind(address, cpus.len())
+    let sockets = acceptor::bind(address, placement.shards.len())
         .map_err(|error| anyhow!("{error}: {}", error.remedy()).context(Reason::Address))?;
     let address = sockets.first().map_or(address, BoundSocket::local_addr);
-    let server = Server::start(&settings, &cpus, sockets)?;
+    let server = Server::start(&settings, &placement, sockets)?;
     let files = &settings.config.files;
     tracing::info!(%address, data = %files.data_dir.display(), log = %files.log_dir.display(),
-        shards = cpus.len(), "serving");
+        shards = placement.shards.len(), "serving");
     let signal = signals.forever().next();
     tracing::info!(signal, "stopping: what is under way is finished first");
     server.stop()?;
@@ -108,11 +108,12 @@ impl Server {
     /// Loads the data and starts every executor; returns when all of them accept connections.
     fn start(
         settings: &Arc<Settings>,
-        cpus: &[Option<usize>],
+        placement: &Placement,
         sockets: Vec<BoundSocket>,
     ) -> anyhow::Result<Self> {
         let (core, core_inbox) = mailbox::bounded(MAILBOX_CAPACITY);
-        let (shards, inboxes): (Vec<_>, Vec<_>) = cpus
+        let (shards, inboxes): (Vec<_>, Vec<_>) = placement
+            .shards
             .iter()
             .map(|_| mailbox::bounded(MAILBOX_CAPACITY))
             .unzip();
@@ -122,8 +123,13 @@ impl Server {
             counts: Arc::new(SharedCounts::new(settings)),
         };
         let (listening, wait_listening) = mpsc::channel();
-        let mut places = cpus.iter().zip(sockets).zip(inboxes).enumerate().map(
-            |(index, ((cpu, socket), inbox))| {
+        let mut places = placement
+            .shards
+            .iter()
+            .zip(sockets)
+            .zip(inboxes)
+            .enumerate()
+            .map(|(index, ((cpu, socket), inbox))| {
                 let place = ShardPlace {
                     index: u32::try_from(index).expect("at most 256 shards are configured"),
                     settings: Arc::clone(settings),
@@ -133,12 +139,12 @@ impl Server {
                     listening: listening.clone(),
                 };
                 (ExecutorSpec::new(format!("shard-{index}"), *cpu), place)
-            },
-        );
+            });
         let (loaded, wait_loaded) = mpsc::channel();
+        let cpus = placement.clone();
         let (spec, first) = places.next().context("there is no shard")?;
         let mut executors = vec![spawn_executor(spec, move || async move {
-            run_first(first, core_inbox, loaded).await
+            run_first(first, core_inbox, loaded, cpus).await
         })?];
         // Without an answer the first executor has failed, and says why.
         let Ok(Loaded { tree, cursors }) = wait_loaded.recv() else {
@@ -197,15 +203,16 @@ async fn run_first(
     place: ShardPlace,
     inbox: Receiver<CoreMessage>,
     loaded: mpsc::Sender<Loaded>,
+    cpus: Placement,
 ) -> anyhow::Result<()> {
     let settings = &place.settings;
     let Opened {
         store,
         mut log,
         recovered,
-    } = open_store(settings).await?;
+    } = recovery::open(settings).await?;
     let last_snapshot = recovered.snapshot().map_or(0, |info| info.bytes);
-    let tree = recovery::load(&store, &mut log, &recovered)
+    let tree = recovery::load(&store, &mut log, &recovered, &cpus.all)
         .await
         .context(Reason::Corrupt)?;
     let mut chain = Chain::new();
@@ -229,7 +236,13 @@ async fn run_first(
             .cloned()
             .map(Outbox::new)
             .collect(),
-        snapshots: Snapshots::start(settings, &store, last_snapshot, place.links.core.clone())?,
+        snapshots: Snapshots::start(
+            settings,
+            &store,
+            last_snapshot,
+            place.links.core.clone(),
+            cpus.beside,
+        )?,
         tree: tree.clone(),
         chain,
         log,
@@ -294,32 +307,6 @@ async fn run_shard(
     Ok(())
 }
 
-async fn open_store(settings: &Settings) -> anyhow::Result<Opened<DmaDisk>> {
-    let files = &settings.config.files;
-    let dirs = Dirs {
-        data: files.data_dir.clone(),
-        log: files.log_dir.clone(),
-    };
-    fs::create_dir_all(&dirs.log)
-        .with_context(|| format!("make the log directory {}", dirs.log.display()))
-        .context(Reason::DataDirectory)?;
-    let disk = DmaDisk::start(&dirs.log).await.with_context(|| {
-        format!(
-            "open a file for direct I/O in {} (O_DIRECT is needed; tmpfs has none)",
-            dirs.log.display()
-        )
-    })?;
-    let options = LogOptions {
-        segment_bytes: settings.config.log.segment_bytes,
-        record_bytes_max: settings.tree.txn_len_max,
-        ..LogOptions::default()
-    };
-    Store::open(disk, &dirs, options).await.map_err(|error| {
-        let reason = reason_of(&error);
-        anyhow::Error::from(error).context(reason)
-    })
-}
-
 /// Zab for a server without an ensemble: all that was recovered is committed.
 fn replica(tree: &Tree) -> Replica<()> {
     let recovered = ringkeeper_zab::Recovered {
@@ -340,49 +327,6 @@ fn sessions(settings: &Settings, tree: &Tree) -> Sessions {
         sessions.recovered(session, timeout_ms, now_ms);
     }
     sessions
-}
-
-fn reason_of(error: &OpenError) -> Reason {
-    match error {
-        OpenError::Storage(_) => Reason::Storage,
-        OpenError::Damaged(_) => Reason::Corrupt,
-        _ => Reason::DataDirectory,
-    }
-}
-
-/// The CPU of each shard's executor: as configured, or one shard per CPU that this process may use,
-/// beginning at a place that the server's id decides, so that servers on one machine do not crowd.
-fn placement(settings: &Settings) -> Vec<Option<usize>> {
-    let placement = &settings.config.placement;
-    let mut cpus = match &placement.cpus {
-        Cpus::Auto => cpus_allowed(),
-        Cpus::Unpinned => Vec::new(),
-        Cpus::List(cpus) => cpus.iter().map(|cpu| *cpu as usize).collect(),
-    };
-    if placement.cpus == Cpus::Auto && !cpus.is_empty() {
-        let first = usize::from(settings.server_id) % cpus.len();
-        cpus.rotate_left(first);
-    }
-    let count = placement
-        .shards
-        .map_or(cpus.len(), |count| count as usize)
-        .max(1);
-    (0..count)
-        .map(|shard| cpus.get(shard % cpus.len().max(1)).copied())
-        .collect()
-}
-
-/// The CPUs that this process may use, as the kernel lists them ("0-1,4"); none when it does not say.
-fn cpus_allowed() -> Vec<usize> {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let list = status
-        .lines()
-        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
-    let ranges = list.unwrap_or("").trim().split(',').filter_map(|range| {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        Some(first.parse::<usize>().ok()?..=last.parse::<usize>().ok()?)
-    });
-    ranges.flatten().collect()
 }
 
 fn resolve(address: &ClientAddress) -> anyhow::Result<SocketAddr> {

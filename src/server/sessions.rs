@@ -15,6 +15,9 @@ use ringkeeper_tree::session::ExpiryQueue;
 
 use crate::publication::{Attached, ClientKey, Touch};
 
+/// A session id has the server's id in its highest byte.
+const SERVER_SHIFT: u32 = 56;
+
 /// What the replica core knows of a session.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -52,7 +55,8 @@ impl Sessions {
     /// A session that was recovered: it gets its full time-out again, as under a new leader.
     pub(crate) fn recovered(&mut self, session: SessionId, timeout_ms: i32, now_ms: u64) {
         self.insert(session, timeout_ms, None, now_ms);
-        if session.0 >= self.next_id.0 {
+        let same_server = session.0 >> SERVER_SHIFT == self.next_id.0 >> SERVER_SHIFT;
+        if same_server && session.0 >= self.next_id.0 {
             self.next_id = SessionId(session.0.wrapping_add(1));
         }
     }

@@ -7,13 +7,20 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use ringkeeper_config::{LoggedSince, SnapshotConfig};
-use ringkeeper_proto::Zxid;
-use ringkeeper_storage::{Disk, SnapshotInfo, Store};
+use ringkeeper_storage::{Disk, SnapshotInfo, SnapshotReader, SnapshotWriter, Store};
 use ringkeeper_transport::mailbox::Sender;
 use ringkeeper_tree::Tree;
+use ringkeeper_tree::snapshot::{CHUNK_LEN, Chunk, SnapshotBuilder, SnapshotEncoder};
 
 use crate::messages::CoreMessage;
 use crate::settings::Settings;
+use crate::threads;
+
+/// What the container calls the chunks of a tree.
+const TREE_CHUNK: u32 = 1;
+
+/// Decoded chunks that may wait for their turn, per loading thread.
+const CHUNKS_AHEAD: usize = 4;
 
 /// A snapshot that is written, flushed and verified.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +40,7 @@ pub(crate) struct Snapshots {
 }
 
 impl Snapshots {
-    /// Starts the snapshot thread.
+    /// Starts the snapshot thread on `cpus`. The last snapshot had `last_bytes`.
     ///
     /// # Errors
     /// When there can be no further thread.
@@ -42,6 +49,7 @@ impl Snapshots {
         store: &Store<D>,
         last_bytes: u64,
         core: Sender<CoreMessage>,
+        cpus: Vec<usize>,
     ) -> anyhow::Result<Self> {
         let config = settings.config.snapshots.clone();
         let (jobs, wait_jobs) = sync_channel(1);
@@ -49,7 +57,11 @@ impl Snapshots {
         let bytes_per_second_max = config.bytes_per_second_max;
         thread::Builder::new()
             .name("snapshot".into())
-            .spawn(move || run(&dir, bytes_per_second_max, &wait_jobs, &core))
+            .spawn(move || {
+                threads::run_on(&cpus);
+                threads::step_back();
+                run(&dir, bytes_per_second_max, &wait_jobs, &core);
+            })
             .context("start the snapshot thread")?;
         Ok(Self {
             config,
@@ -101,10 +113,71 @@ fn run(
     }
 }
 
-fn write(_dir: &Path, _rate: Option<u64>, _tree: &Tree) -> anyhow::Result<SnapshotInfo> {
-    anyhow::bail!("not yet")
+fn write(
+    dir: &Path,
+    bytes_per_second_max: Option<u64>,
+    tree: &Tree,
+) -> anyhow::Result<SnapshotInfo> {
+    let mut writer = SnapshotWriter::create(dir, tree.zxid(), bytes_per_second_max)?;
+    let mut encoder = SnapshotEncoder::new(tree);
+    let mut chunk = Vec::with_capacity(CHUNK_LEN);
+    while encoder.next_chunk(&mut chunk) {
+        writer.push_chunk(TREE_CHUNK, &chunk)?;
+    }
+    let counts = [tree.node_count(), tree.sessions().len() as u64, 0, 0];
+    Ok(writer.finish(tree.digest(), counts)?)
 }
 
-pub(crate) fn load(_dir: &Path, _zxid: Zxid) -> anyhow::Result<Tree> {
-    anyhow::bail!("not yet")
+/// Loads a snapshot: chunks are read and decoded by a thread for each of `cpus`, and put together in
+/// their order on this one.
+///
+/// # Errors
+/// When the file is not what was written, or not a tree.
+pub(crate) fn load(dir: &Path, info: SnapshotInfo, cpus: &[usize]) -> anyhow::Result<Tree> {
+    let reader = SnapshotReader::open(dir, info)?;
+    let workers = cpus.len().max(1);
+    let mut builder = SnapshotBuilder::new();
+    thread::scope(|scope| {
+        let decoded: Vec<_> = (0..workers)
+            .map(|worker| {
+                let (decoded, wait_decoded) = sync_channel(CHUNKS_AHEAD);
+                let reader = &reader;
+                scope.spawn(move || {
+                    threads::run_on(cpus);
+                    decode(reader, worker, workers, &decoded);
+                });
+                wait_decoded
+            })
+            .collect();
+        for (at, worker) in (0..reader.chunks().len()).zip((0..workers).cycle()) {
+            let chunk = decoded[worker]
+                .recv()
+                .context("a loading thread has ended")?;
+            builder
+                .push(chunk?)
+                .with_context(|| format!("chunk {at}"))?;
+        }
+        anyhow::Ok(())
+    })?;
+    Ok(builder.finish()?)
+}
+
+/// Decodes every `workers`th chunk.
+fn decode(
+    reader: &SnapshotReader,
+    worker: usize,
+    workers: usize,
+    decoded: &SyncSender<anyhow::Result<Chunk>>,
+) {
+    let mut bytes = Vec::new();
+    for place in reader.chunks().iter().skip(worker).step_by(workers) {
+        let chunk = reader
+            .read_chunk(place, &mut bytes)
+            .map_err(anyhow::Error::from)
+            .and_then(|()| Ok(Chunk::decode(&bytes)?));
+        // Nobody waits any more when an earlier chunk was bad.
+        if decoded.send(chunk).is_err() {
+            return;
+        }
+    }
 }

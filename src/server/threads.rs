@@ -1,0 +1,29 @@
+//! Plain threads beside the executors.
+//!
+//! A thread inherits the CPUs of the thread that starts it, and executors are pinned: one that is to
+//! run elsewhere has to say so.
+
+use rustix::process::setpriority_process;
+use rustix::thread::{CpuSet, gettid, sched_setaffinity};
+
+/// The nicest there is: everybody else goes first.
+const NICE_MAX: i32 = 19;
+
+/// Lets the current thread run on any of `cpus`; an empty list changes nothing.
+pub(crate) fn run_on(cpus: &[usize]) {
+    let mut set = CpuSet::new();
+    cpus.iter().for_each(|cpu| set.set(*cpu));
+    if !cpus.is_empty()
+        && let Err(error) = sched_setaffinity(None, &set)
+    {
+        tracing::warn!(%error, ?cpus, "set the CPUs of a thread");
+    }
+}
+
+/// Gives the current thread the lowest priority.
+pub(crate) fn step_back() {
+    // On Linux the priority is the thread's, although the call names a process.
+    if let Err(error) = setpriority_process(Some(gettid()), NICE_MAX) {
+        tracing::warn!(%error, "lower the priority of a thread");
+    }
+}
