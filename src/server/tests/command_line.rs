@@ -1,0 +1,205 @@
+//! The program as an operator meets it: exit statuses, messages with remedies, an orderly stop.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+fn ringkeeper() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringkeeper"));
+    command.env_remove("RINGKEEPER_LOG").stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = ringkeeper().args(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code(), text(stdout), text(stderr))
+}
+
+/// A server in the foreground, on a port and with data of its own; killed when dropped.
+struct Server {
+    process: Child,
+    address: SocketAddr,
+    log: BufReader<std::process::ChildStderr>,
+}
+
+impl Server {
+    /// Starts one and waits until it says where it listens.
+    fn start(data: &Path) -> Self {
+        let mut process = ringkeeper()
+            .args(["--set", "clientPort=0", "--set"])
+            .arg(format!("dataDir={}", data.display()))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(process.stderr.take().unwrap());
+        let mut text = String::new();
+        loop {
+            let start = text.len();
+            assert!(log.read_line(&mut text).unwrap() > 0, "it ended: {text}");
+            let line = text[start..].trim_end();
+            if let Some((_, rest)) = line.split_once(" serving address=") {
+                let address = rest.split(' ').next().unwrap().parse().unwrap();
+                return Self {
+                    process,
+                    address,
+                    log,
+                };
+            }
+        }
+    }
+
+    fn ask(&self, word: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.write_all(word.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// Sends a signal and waits for the end; returns the status and the rest of the log.
+    fn stop(mut self, signal: Signal) -> (Option<i32>, String) {
+        let id = Pid::from_child(&self.process);
+        kill_process(id, signal).unwrap();
+        let mut rest = String::new();
+        self.log.read_to_string(&mut rest).unwrap();
+        (self.process.wait().unwrap().code(), rest)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It has ended already unless a test failed.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn the_version_goes_to_standard_output() {
+    let (status, output, _) = run(&["version"]);
+    assert_eq!(
+        (status, output),
+        (
+            Some(0),
+            format!("ringkeeper {}\n", env!("CARGO_PKG_VERSION"))
+        )
+    );
+}
+
+#[test]
+fn what_is_wrong_with_a_configuration_is_told_with_lines_and_status_2() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("zoo.cfg");
+    fs::write(
+        &path,
+        "dataDir=/data\nclientPort=x\nsecureClientPort=2281\n",
+    )
+    .unwrap();
+    let name = path.to_str().unwrap();
+    let (status, _, errors) = run(&["serve", name]);
+    assert_eq!(status, Some(2), "{errors}");
+    assert!(
+        errors.contains(&format!("{name}:2: clientPort=x: it must be an integer")),
+        "{errors}"
+    );
+    assert!(
+        errors.contains(&format!("{name}:3: secureClientPort asks for TLS")),
+        "{errors}"
+    );
+    let (status, output, _) = run(&["check", name]);
+    assert_eq!(status, Some(1));
+    assert!(
+        output.contains("FAIL  configuration") && output.contains("not ready to start"),
+        "{output}"
+    );
+}
+
+#[test]
+fn wrong_arguments_end_with_status_2() {
+    for arguments in [
+        &["--nonsense"][..],
+        &["serve", "a", "b"],
+        &["--log-level", "inof"],
+        &["--set", "x"],
+    ] {
+        let (status, _, errors) = run(arguments);
+        assert_eq!(status, Some(2), "{arguments:?}: {errors}");
+    }
+}
+
+#[test]
+fn a_port_in_use_is_told_with_status_5() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = format!("clientPort={}", taken.local_addr().unwrap().port());
+    let directory = tempfile::tempdir().unwrap();
+    let data = format!("dataDir={}", directory.path().display());
+    let (status, _, errors) = run(&["--set", &port, "--set", &data]);
+    assert_eq!(status, Some(5), "{errors}");
+    assert!(errors.contains("in use"), "{errors}");
+}
+
+#[test]
+fn data_of_apache_is_refused_with_status_3() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir(directory.path().join("version-2")).unwrap();
+    fs::write(directory.path().join("version-2/snapshot.0"), "").unwrap();
+    let data = format!("dataDir={}", directory.path().display());
+    let (status, _, errors) = run(&["--set", "clientPort=0", "--set", &data]);
+    assert_eq!(status, Some(3), "{errors}");
+    assert!(errors.contains("version-2"), "{errors}");
+}
+
+#[test]
+fn a_server_says_where_it_listens_and_stops_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    for signal in [Signal::TERM, Signal::INT] {
+        let server = Server::start(directory.path());
+        assert_eq!(server.ask("ruok"), "imok");
+        assert!(server.ask("srvr").contains("Mode: standalone"));
+        let (status, rest) = server.stop(signal);
+        assert_eq!(status, Some(0), "{rest}");
+        assert!(rest.contains("stopped"), "{rest}");
+    }
+}
+
+#[test]
+fn a_second_server_on_the_same_data_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = Server::start(directory.path());
+    let data = format!("dataDir={}", directory.path().display());
+    let (status, _, errors) = run(&["--set", "clientPort=0", "--set", &data]);
+    assert_eq!(status, Some(3), "{errors}");
+    assert!(errors.contains("in use by another process"), "{errors}");
+    assert_eq!(first.stop(Signal::TERM).0, Some(0));
+}
+
+#[test]
+fn check_needs_no_more_than_it_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = format!("dataDir={}", directory.path().join("new").display());
+    let (status, output, _) = run(&["check", "--set", "clientPort=0", "--set", &data]);
+    assert_eq!(status, Some(0), "{output}");
+    assert!(
+        output.contains("will be created") && output.contains("ready to start"),
+        "{output}"
+    );
+    assert_eq!(
+        fs::read_dir(directory.path()).unwrap().count(),
+        0,
+        "nothing is left behind"
+    );
+}
