@@ -246,6 +246,8 @@ impl Disk for DmaDisk {
     }
 
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        // glommio opens directories relative to descriptor -1, which only an absolute path gets past.
+        let dir = std::path::absolute(dir)?;
         let directory = Directory::open(dir).await.map_err(system)?;
         let synced = directory.sync().await.map_err(system);
         directory.close().await.map_err(system)?;

@@ -39,9 +39,16 @@ struct Server {
 impl Server {
     /// Starts one and waits until it says where it listens.
     fn start(data: &Path) -> Self {
-        let mut process = ringkeeper()
-            .args(["--set", "clientPort=0", "--set"])
-            .arg(format!("dataDir={}", data.display()))
+        let mut command = ringkeeper();
+        command
+            .arg("--set")
+            .arg(format!("dataDir={}", data.display()));
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut process = command
+            .args(["--set", "clientPort=0"])
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -174,6 +181,21 @@ fn a_server_says_where_it_listens_and_stops_in_order() {
         assert_eq!(status, Some(0), "{rest}");
         assert!(rest.contains("stopped"), "{rest}");
     }
+}
+
+#[test]
+fn without_a_file_data_lies_in_the_current_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = ringkeeper();
+    command.current_dir(directory.path());
+    let server = Server::spawn(command);
+    assert!(directory.path().join("data/ringkeeper").is_dir());
+    assert!(server.address.ip().is_loopback());
+    assert!(
+        server.ask("mntr").contains("zk_znode_count"),
+        "all words are answered"
+    );
+    assert_eq!(server.stop(Signal::TERM).0, Some(0));
 }
 
 #[test]
