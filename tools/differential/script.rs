@@ -270,7 +270,7 @@ impl fmt::Debug for Call {
             write!(f, "[{how}] ")?;
         }
         match (self.spoiled, self.request()) {
-            (None, Some(Request::Reconfig)) | (Some(_), _) | (_, None) => {
+            (None, Some(Request::Reconfig { .. })) | (Some(_), _) | (_, None) => {
                 match self.op() {
                     Some(op) => write!(f, "{op:?}")?,
                     None => write!(f, "op {}", self.op)?,
