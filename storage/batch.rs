@@ -177,11 +177,13 @@ impl BatchHeader {
         let Ok((raw, _)) = RawHeader::read_from_prefix(block) else {
             return Parsed::Garbage;
         };
-        if raw.magic.get() == 0 && block.iter().all(|byte| *byte == 0) {
-            return Parsed::Zeros;
-        }
         if raw.magic.get() != MAGIC || raw.header_checksum.get() != raw.digest() {
-            return Parsed::Garbage;
+            let zeros = block.iter().all(|byte| *byte == 0);
+            return if zeros {
+                Parsed::Zeros
+            } else {
+                Parsed::Garbage
+            };
         }
         let (FORMAT, Some(kind)) = (raw.format.get(), BatchKind::from_code(raw.kind)) else {
             return Parsed::NewerFormat(raw.format.get());
@@ -202,6 +204,14 @@ impl BatchHeader {
             body_bytes: raw.body_bytes.get(),
             block: raw.block.get(),
         })
+    }
+
+    /// As [`BatchHeader::read`] where only a whole header counts; does not look at the rest of the block.
+    pub(crate) fn read_whole(block: &[u8]) -> Option<Self> {
+        match Self::read(block.get(..HEADER_BYTES)?) {
+            Parsed::Header(header) => Some(header),
+            Parsed::Zeros | Parsed::Garbage | Parsed::NewerFormat(_) => None,
+        }
     }
 
     /// Whether `stored` (the batch from its first byte) holds exactly the body that the header promises.

@@ -24,6 +24,8 @@ mod record;
 mod recovery;
 mod scan;
 mod segment;
+#[cfg(feature = "sim")]
+mod sim_disk;
 mod snapshot;
 mod snapshot_files;
 mod stats;
@@ -41,6 +43,8 @@ pub use purge::Purged;
 pub use reader::{LiveRecords, LogReader};
 pub use record::{FRAME_BYTES, Records};
 pub use recovery::{Decision, HeaderState, Place, decide};
+#[cfg(feature = "sim")]
+pub use sim_disk::{Fault, SECTOR_BYTES, SimDisk, SimFile, SimLock, SimRead, SimWrite};
 pub use snapshot::{CHUNK_BYTES_MAX, Chunk, SNAPSHOT_COUNTS, SnapshotReader, SnapshotWriter};
 pub use snapshot_files::{ReadFile, SnapshotFiles, StdFiles, WriteFile};
 pub use stats::LogStats;

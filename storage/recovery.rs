@@ -358,7 +358,9 @@ impl<D: Disk> Walk<D> {
                     let later = header.sequence > last_good
                         && header.incarnation >= self.incarnation_at(index);
                     attested |= later && header.durable_sequence > last_good;
-                    if later && header.count > 0 && resumes_at.is_none() {
+                    // The successor itself is what is damaged here.
+                    let beyond = later && header.sequence > last_good + 1;
+                    if beyond && header.count > 0 && resumes_at.is_none() {
                         resumes_at = Some(header.first_zxid);
                     }
                 }
@@ -381,9 +383,8 @@ impl<D: Disk> Walk<D> {
         index: usize,
         offset: u64,
     ) -> Result<Option<BatchHeader>, StorageError> {
-        let Parsed::Header(header) =
-            BatchHeader::read(self.bytes_at(index, offset, BLOCK_BYTES).await?)
-        else {
+        let block = self.bytes_at(index, offset, BLOCK_BYTES).await?;
+        let Some(header) = BatchHeader::read_whole(block) else {
             return Ok(None);
         };
         let meant = u64::from(header.block) * BLOCK_BYTES as u64 == offset;

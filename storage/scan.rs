@@ -75,10 +75,11 @@ pub(crate) async fn scan_log<D: Disk>(
         .sort_out(&listing, contents.log_start.segment)
         .await?;
     let mut segments = segments;
-    for cut in segments.split_off(first + ending.index + 1) {
+    // From the last to the first, each durably: a crash in between leaves no gap in the numbers.
+    for cut in segments.split_off(first + ending.index + 1).iter().rev() {
         spares.take(cut.number, cut.bytes).await?;
+        sync(disk, dir).await?;
     }
-    sync(disk, dir).await?;
     let resume = Resume {
         chain,
         committed,

@@ -166,53 +166,63 @@ pub(crate) struct Segment<D: Disk> {
     pub(crate) path: PathBuf,
     /// The file, once it is ready.
     pub(crate) file: RefCell<Option<D::File>>,
-    /// Whether somebody is making it ready.
-    pub(crate) preparing: Cell<bool>,
-    waiting: RefCell<Vec<Waker>>,
 }
 
 impl<D: Disk> Segment<D> {
     pub(crate) fn new(dir: &Path, number: u64, incarnation: u64, bytes: u64) -> Rc<Self> {
+        let path = log_path(dir, number);
         Rc::new(Self {
             number,
             incarnation,
             bytes,
-            path: log_path(dir, number),
+            path,
             file: RefCell::new(None),
-            preparing: Cell::new(false),
-            waiting: RefCell::new(Vec::new()),
         })
     }
 
     pub(crate) fn ready(&self) -> Option<D::File> {
         self.file.borrow().clone()
     }
-
-    pub(crate) fn wait(&self, waker: &Waker) {
-        self.waiting.borrow_mut().push(waker.clone());
-    }
-
-    pub(crate) fn wake_waiting(&self) {
-        for waker in self.waiting.take() {
-            waker.wake();
-        }
-    }
 }
 
-/// Marks a segment as being prepared; dropped, even half-way, it lets the next one try.
-pub(crate) struct Preparing<'a, D: Disk>(&'a Segment<D>);
+/// Whose turn it is to make segments ready.
+///
+/// One at a time and in order of their numbers: a name that is durable before its predecessor's would
+/// leave a gap after a crash, which looks like a lost segment.
+#[derive(Debug, Default)]
+pub(crate) struct Turn {
+    taken: Cell<bool>,
+    waiting: RefCell<Vec<Waker>>,
+}
 
-impl<'a, D: Disk> Preparing<'a, D> {
-    /// Takes the job, or `None` when somebody else has it.
-    pub(crate) fn start(segment: &'a Segment<D>) -> Option<Self> {
+impl Turn {
+    /// Takes the turn, or `None` when somebody else has it.
+    pub(crate) fn take(&self) -> Option<TurnTaken<'_>> {
         // Lazily: a guard made in vain would end somebody else's turn when it is dropped.
-        (!segment.preparing.replace(true)).then(|| Self(segment))
+        (!self.taken.replace(true)).then(|| TurnTaken(self))
+    }
+
+    /// Whether nobody has the turn; if somebody has, `waker` is woken when that changes.
+    pub(crate) fn is_free(&self, waker: &Waker) -> bool {
+        if self.taken.get() {
+            self.waiting.borrow_mut().push(waker.clone());
+        }
+        !self.taken.get()
+    }
+
+    /// Makes all who wait look again.
+    pub(crate) fn wake_waiting(&self) {
+        self.waiting.take().into_iter().for_each(Waker::wake);
     }
 }
 
-impl<D: Disk> Drop for Preparing<'_, D> {
+/// The turn; dropped, even half-way, it lets the next one try.
+#[derive(Debug)]
+pub(crate) struct TurnTaken<'a>(&'a Turn);
+
+impl Drop for TurnTaken<'_> {
     fn drop(&mut self) {
-        self.0.preparing.set(false);
+        self.0.taken.set(false);
         self.0.wake_waiting();
     }
 }

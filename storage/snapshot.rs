@@ -354,6 +354,14 @@ impl SnapshotReader {
 }
 
 impl<R: ReadFile> SnapshotReader<R> {
+    /// As [`SnapshotReader::open_file`], on other files than the system's.
+    pub fn open_file_with<F: SnapshotFiles<Read = R>>(
+        files: &F,
+        path: &Path,
+    ) -> Result<Self, StorageError> {
+        Self::open_path(files, path)
+    }
+
     fn open_with<F: SnapshotFiles<Read = R>>(
         files: &F,
         dir: &Path,

@@ -30,7 +30,7 @@ use crate::{
     error::{StorageError, is_no_space},
     reader::LogReader,
     recovery::{Chain, Void},
-    segment::{FIRST_BATCH, Preparing, Segment, SegmentHeader, SegmentMeta, spare_path},
+    segment::{FIRST_BATCH, Segment, SegmentHeader, SegmentMeta, Turn, spare_path},
     stats::LogStats,
     store::LogOptions,
 };
@@ -55,6 +55,7 @@ pub(crate) struct Shared<D: Disk> {
     /// The store's number, in every segment.
     pub(crate) store: u64,
     pub(crate) state: RefCell<State<D>>,
+    turn: Turn,
     pool: RefCell<Vec<Rc<Content<D::Buffer>>>>,
     stats: RefCell<LogStats>,
 }
@@ -85,6 +86,8 @@ pub(crate) struct State<D: Disk> {
     active: Rc<Segment<D>>,
     offset: u64,
     next: Option<Rc<Segment<D>>>,
+    /// Segments that are to be made ready, in order of their numbers.
+    unready: VecDeque<Rc<Segment<D>>>,
     /// Segments with batches, oldest first; the last is `active`.
     pub(crate) segments: VecDeque<SegmentMeta>,
     /// Spare files' numbers.
@@ -126,6 +129,12 @@ impl<D: Disk> TxnLog<D> {
         store: u64,
         resume: Resume<D>,
     ) -> Self {
+        let unready = resume
+            .active
+            .ready()
+            .is_none()
+            .then(|| Rc::clone(&resume.active));
+        let unready = unready.into_iter().collect();
         let state = State {
             latched: None,
             closed: false,
@@ -142,6 +151,7 @@ impl<D: Disk> TxnLog<D> {
             active: resume.active,
             offset: resume.offset,
             next: None,
+            unready,
             segments: resume.segments,
             spares: resume.spares,
             voids: resume.voids,
@@ -155,6 +165,7 @@ impl<D: Disk> TxnLog<D> {
             options,
             store,
             state: RefCell::new(state),
+            turn: Turn::default(),
             pool: RefCell::default(),
             stats: RefCell::default(),
         };
@@ -504,6 +515,10 @@ impl<D: Disk> Shared<D> {
         }
     }
 
+    fn is_latched(&self) -> bool {
+        self.state.borrow().latched.is_some()
+    }
+
     /// The latched failure, if any.
     fn failure(&self) -> Option<StorageError> {
         self.state.borrow().latched.clone()
@@ -519,12 +534,8 @@ impl<D: Disk> Shared<D> {
         if let Some(waker) = state.maintenance.take() {
             waker.wake();
         }
-        let segments = [Some(Rc::clone(&state.active)), state.next.clone()];
         drop(state);
-        segments
-            .into_iter()
-            .flatten()
-            .for_each(|segment| segment.wake_waiting());
+        self.turn.wake_waiting();
         first
     }
 
@@ -538,12 +549,7 @@ impl<D: Disk> Shared<D> {
                 if state.next.is_none() {
                     state.next = Some(state.new_segment(&self.dir, self.options.segment_bytes));
                 }
-                let state = &*state;
-                [Some(&state.active), state.next.as_ref()]
-                    .into_iter()
-                    .flatten()
-                    .find(|segment| segment.ready().is_none())
-                    .cloned()
+                state.unready.back().cloned()
             };
             match wanted {
                 // A failure is latched, and ends the loop above.
@@ -576,14 +582,25 @@ impl<D: Disk> Shared<D> {
             if let Some(file) = segment.ready() {
                 return Ok(file);
             }
-            let Some(_preparing) = Preparing::start(segment) else {
-                self.segment_changed(segment).await;
+            let Some(_turn) = self.turn.take() else {
+                poll_fn(
+                    |context| match self.turn.is_free(context.waker()) || self.is_latched() {
+                        true => Poll::Ready(()),
+                        false => Poll::Pending,
+                    },
+                )
+                .await;
                 continue;
             };
-            match self.prepare(segment).await {
+            let Some(first) = self.state.borrow().unready.front().cloned() else {
+                continue;
+            };
+            match self.prepare(&first).await {
                 Ok(file) => {
-                    *segment.file.borrow_mut() = Some(file);
-                    self.state.borrow_mut().no_space = None;
+                    *first.file.borrow_mut() = Some(file);
+                    let mut state = self.state.borrow_mut();
+                    state.unready.pop_front();
+                    state.no_space = None;
                 }
                 Err(error @ StorageError::DiskFull { .. }) => {
                     if self
@@ -603,19 +620,6 @@ impl<D: Disk> Shared<D> {
                 Err(error) => return Err(self.latch(error)),
             }
         }
-    }
-
-    async fn segment_changed(&self, segment: &Segment<D>) {
-        poll_fn(|context| {
-            let changed =
-                segment.ready().is_some() || !segment.preparing.get() || self.failure().is_some();
-            if changed {
-                return Poll::Ready(());
-            }
-            segment.wait(context.waker());
-            Poll::Pending
-        })
-        .await;
     }
 
     /// Makes a segment from a spare, or a new file. The name comes last, and is durable before use: a crash
@@ -740,7 +744,9 @@ impl<D: Disk> State<D> {
     fn new_segment(&mut self, dir: &Path, bytes: u64) -> Rc<Segment<D>> {
         let incarnation = self.next_incarnation;
         self.next_incarnation += 1;
-        Segment::new(dir, self.active.number + 1, incarnation, bytes)
+        let segment = Segment::new(dir, self.active.number + 1, incarnation, bytes);
+        self.unready.push_back(Rc::clone(&segment));
+        segment
     }
 }
 

@@ -302,3 +302,48 @@ fn the_probe_chooses_and_says_why() {
         assert_eq!(std::fs::read_dir(&path).expect("list").count(), 0);
     });
 }
+
+/// Damages a small log on real files, one byte at a time: the whole history, or a refusal.
+#[test]
+fn every_flipped_byte_is_survived_or_refused() {
+    let dir = temp_dir();
+    let path = dir.path().to_path_buf();
+    on_executor(move || async move {
+        let mut opened = open(&path, small()).await.expect("make a store");
+        write(&mut opened.log, 1..=2, 70).await;
+        write(&mut opened.log, 3..=3, 300).await;
+        opened.log.seal(Zxid(3)).await.expect("seal");
+        drop(opened);
+        let file = path.join("ringkeeper/log-0000000000000001");
+        let good = std::fs::read(&file).expect("read the log");
+        let last = good
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .expect("something was written");
+        let expect = [
+            (1, payload(1, 70)),
+            (2, payload(2, 70)),
+            (3, payload(3, 300)),
+        ];
+        let (mut whole, mut refused) = (0, 0);
+        let disk = DmaDisk::start(&path).await.expect("start the disk");
+        // Padding is zeros; a sample of it is enough here.
+        for at in (0..=last).filter(|at| good[*at] != 0 || at % 64 == 0) {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            std::fs::write(&file, &bad).expect("write the log");
+            match Store::open(disk.clone(), &Dirs::single(&path), small()).await {
+                Ok(opened) => {
+                    assert_eq!(read(&opened.log, 0).await, expect, "byte {at}");
+                    whole += 1;
+                }
+                Err(OpenError::Damaged(_) | OpenError::Segment(_)) => refused += 1,
+                Err(other) => panic!("byte {at}: {other}"),
+            }
+        }
+        assert!(
+            refused > 500 && whole > 50,
+            "{refused} refused, {whole} harmless"
+        );
+    });
+}
