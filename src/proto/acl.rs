@@ -5,7 +5,7 @@ use std::fmt;
 
 use bytes::BufMut;
 
-use crate::jute::{DecodeError, Reader, WriteJute, wire_len};
+use crate::jute::{DecodeError, NOT_UTF8, Reader, WriteJute, wire_len};
 
 /// A set of permissions (`ZooDefs.Perms`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -103,10 +103,15 @@ impl<'a> AclList<'a> {
             return Ok(None);
         };
         let start = reader.clone();
+        let mut is_utf8 = true;
         for _ in 0..count {
-            read_entry(reader)?;
+            let entry = read_entry(reader)?;
+            is_utf8 &= entry.scheme != NOT_UTF8 && entry.id != NOT_UTF8;
         }
         let entries = start.clone().take(reader.at() - start.at())?;
+        if !is_utf8 {
+            return replace_malformed(count, entries).map(Some);
+        }
         Ok(Some(Self {
             count,
             entries: Cow::Borrowed(entries),
@@ -206,6 +211,21 @@ impl Acl {
             id: &self.id.id,
         }
     }
+}
+
+/// The list with U+FFFD in place of what is not UTF-8, as Java reads it.
+fn replace_malformed(count: usize, entries: &[u8]) -> Result<AclList<'static>, DecodeError> {
+    let mut reader = Reader::new(entries);
+    let acls = (0..count).map(|_| {
+        let perms = Perms(reader.int()?);
+        let scheme = reader.ustring_lossy()?.unwrap_or_default();
+        let id = reader.ustring_lossy()?.unwrap_or_default();
+        Ok(Acl {
+            perms,
+            id: Id::new(scheme, id),
+        })
+    });
+    Ok(AclList::new(&acls.collect::<Result<Vec<_>, _>>()?))
 }
 
 fn read_entry<'a>(reader: &mut Reader<'a>) -> Result<AclRef<'a>, DecodeError> {

@@ -1,6 +1,7 @@
 //! The jute codec: big-endian integers, one-byte booleans, strings and buffers with an `i32` length
 //! (-1 is null), vectors with an `i32` count (-1 is null). Records are their fields, one after another.
 
+use std::borrow::Cow;
 use std::str;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -24,12 +25,6 @@ pub enum DecodeError {
         /// What stands there.
         length: i32,
     },
-    /// A string that is not UTF-8.
-    #[error("the string at byte {at} is not UTF-8")]
-    Utf8 {
-        /// Where in the record.
-        at: usize,
-    },
     /// A value that its field cannot have.
     #[error("{field} cannot be {value}")]
     Value {
@@ -39,6 +34,9 @@ pub enum DecodeError {
         value: i64,
     },
 }
+
+/// What a string reads as whose bytes are not UTF-8.
+pub const NOT_UTF8: &str = "\u{fffd}";
 
 /// Reads jute fields from a slice, front to back, borrowing strings and buffers from it.
 #[derive(Clone, Debug)]
@@ -116,27 +114,30 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A string; `None` is null.
+    /// A string; `None` is null. Bytes that are not UTF-8 read as [`NOT_UTF8`].
+    ///
+    /// ZK: Java replaces each malformed sequence by U+FFFD, so such bytes are a string and no error. No
+    /// path and no name may contain that character, so it makes no difference what stands around it;
+    /// [`Reader::ustring_lossy`] is for the few places where it does.
     pub fn ustring(&mut self) -> Result<Option<&'a str>, DecodeError> {
-        let at = self.at();
-        match self.buffer()? {
-            None => Ok(None),
-            Some(bytes) => match str::from_utf8(bytes) {
-                Ok(text) => Ok(Some(text)),
-                Err(_) => Err(DecodeError::Utf8 { at }),
-            },
-        }
+        let bytes = self.buffer()?;
+        Ok(bytes.map(|bytes| str::from_utf8(bytes).unwrap_or(NOT_UTF8)))
     }
 
-    /// The count of a vector; `None` is null. Each element takes at least `element_len_min` bytes, so
-    /// a count that the remaining bytes cannot hold is refused before anything is allocated for it.
+    /// A string with U+FFFD in place of what is not UTF-8; `None` is null.
+    pub fn ustring_lossy(&mut self) -> Result<Option<Cow<'a, str>>, DecodeError> {
+        Ok(self.buffer()?.map(String::from_utf8_lossy))
+    }
+
+    /// The count of a vector; `None` is null, and what is below null is empty (as in Java's
+    /// `BinaryInputArchive`). Each element takes at least `element_len_min` bytes, so a count that the
+    /// remaining bytes cannot hold is refused before anything is allocated for it.
     pub fn count(&mut self, element_len_min: usize) -> Result<Option<usize>, DecodeError> {
         let at = self.at();
         match self.int()? {
             -1 => Ok(None),
             length => {
-                let count =
-                    usize::try_from(length).map_err(|_| DecodeError::Length { at, length })?;
+                let count = usize::try_from(length).unwrap_or(0);
                 if count.saturating_mul(element_len_min.max(1)) > self.rest.len() {
                     return Err(DecodeError::Length { at, length });
                 }
@@ -281,7 +282,11 @@ mod tests {
         );
         assert_eq!(
             Reader::new(&[0, 0, 0, 1, 0xff]).ustring(),
-            Err(DecodeError::Utf8 { at: 0 })
+            Ok(Some(NOT_UTF8))
+        );
+        assert_eq!(
+            Reader::new(&[0, 0, 0, 2, b'a', 0xff]).ustring_lossy(),
+            Ok(Some("a\u{fffd}".into()))
         );
     }
 

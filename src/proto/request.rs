@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::acl::AclList;
 use crate::ids::{Xid, Zxid};
-use crate::jute::{DecodeError, Reader, WriteJute, put_frame};
+use crate::jute::{DecodeError, NOT_UTF8, Reader, WriteJute, put_frame};
 use crate::op::OpCode;
 
 /// The header of every request but the first, read in place.
@@ -111,7 +111,12 @@ pub enum Request<'a> {
         version: i32,
     },
     Multi(Vec<Self>),
-    Reconfig,
+    Reconfig {
+        joining: Option<&'a str>,
+        leaving: Option<&'a str>,
+        new_members: Option<&'a str>,
+        config_id: i64,
+    },
     CloseSession,
     Exists {
         path: &'a str,
@@ -218,7 +223,12 @@ impl<'a> Request<'a> {
             },
             OpCode::Multi => Request::Multi(read_multi(reader)?),
             OpCode::MultiRead => Request::MultiRead(read_multi(reader)?),
-            OpCode::Reconfig => Request::Reconfig,
+            OpCode::Reconfig => Request::Reconfig {
+                joining: reader.ustring()?,
+                leaving: reader.ustring()?,
+                new_members: reader.ustring()?,
+                config_id: reader.long()?,
+            },
             OpCode::CloseSession => Request::CloseSession,
             OpCode::Exists => Request::Exists {
                 path: path(reader)?,
@@ -241,15 +251,15 @@ impl<'a> Request<'a> {
             },
             OpCode::Ping => Request::Ping,
             OpCode::CheckWatches => Request::CheckWatches {
-                path: path(reader)?,
+                path: path_or_null(reader)?,
                 kind: reader.int()?,
             },
             OpCode::RemoveWatches => Request::RemoveWatches {
-                path: path(reader)?,
+                path: path_or_null(reader)?,
                 kind: reader.int()?,
             },
             OpCode::AddWatch => Request::AddWatch {
-                path: path(reader)?,
+                path: path_or_null(reader)?,
                 mode: reader.int()?,
             },
             OpCode::SetWatches | OpCode::SetWatches2 => {
@@ -267,7 +277,7 @@ impl<'a> Request<'a> {
                 Request::SetWatches { op, watches }
             }
             OpCode::GetEphemerals => Request::GetEphemerals {
-                prefix: path(reader)?,
+                prefix: reader.ustring()?.unwrap_or(""),
             },
             OpCode::GetAllChildrenNumber => Request::GetAllChildrenNumber {
                 path: path(reader)?,
@@ -302,7 +312,7 @@ impl<'a> Request<'a> {
             Request::SetAcl { .. } => OpCode::SetAcl,
             Request::Check { .. } => OpCode::Check,
             Request::Multi(_) => OpCode::Multi,
-            Request::Reconfig => OpCode::Reconfig,
+            Request::Reconfig { .. } => OpCode::Reconfig,
             Request::CloseSession => OpCode::CloseSession,
             Request::Exists { .. } => OpCode::Exists,
             Request::GetData { .. } => OpCode::GetData,
@@ -403,7 +413,18 @@ impl<'a> Request<'a> {
                 out.put_buffer(Some(auth));
             }
             Request::Sasl { token } => out.put_buffer(Some(token)),
-            Request::Reconfig | Request::CloseSession | Request::Ping | Request::WhoAmI => {}
+            Request::Reconfig {
+                joining,
+                leaving,
+                new_members,
+                config_id,
+            } => {
+                for members in [joining, leaving, new_members] {
+                    out.put_buffer(members.map(str::as_bytes));
+                }
+                out.put_i64(*config_id);
+            }
+            Request::CloseSession | Request::Ping | Request::WhoAmI => {}
         }
     }
 }
@@ -485,6 +506,11 @@ fn path<'a>(reader: &mut Reader<'a>) -> Result<&'a str, DecodeError> {
     reader
         .ustring()?
         .ok_or(DecodeError::Length { at, length: -1 })
+}
+
+/// ZK: a null path can be watched; no znode has one, so nothing comes of it. Nor has any this one.
+fn path_or_null<'a>(reader: &mut Reader<'a>) -> Result<&'a str, DecodeError> {
+    Ok(reader.ustring()?.unwrap_or(NOT_UTF8))
 }
 
 fn encode_acl(acl: Option<&AclList<'_>>, out: &mut BytesMut) {

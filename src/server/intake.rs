@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ringkeeper_proto::connect::ConnectRequest;
+use ringkeeper_proto::jute::{WriteJute, put_frame};
 use ringkeeper_proto::reply::{ReplyHeader, put_header_only};
 use ringkeeper_proto::request::{Request, RequestHeader};
 use ringkeeper_proto::{OpCode, Reader, SessionId, Xid, ZkError, Zxid};
@@ -87,7 +88,7 @@ impl Shard {
         let body = frame.slice_ref(body);
         match OpCode::from_code(code) {
             Some(OpCode::Auth) => self.auth(key, xid, &body),
-            Some(OpCode::Sasl) => Err("SASL is not configured".into()),
+            Some(OpCode::Sasl) => self.sasl(key, xid, &body),
             Some(op) if is_valid(op) => {
                 let identities = Arc::clone(&client.identities);
                 self.request(
@@ -181,12 +182,26 @@ impl Shard {
         }
     }
 
+    // ZK: without SASL configured there is nothing to prove, and the answer is a null token.
+    fn sasl(&mut self, key: ClientKey, xid: Xid, body: &[u8]) -> Result<(), String> {
+        Request::decode(OpCode::Sasl, body).map_err(|error| format!("SASL token: {error}"))?;
+        let Some(client) = self.clients.get_mut(key) else {
+            return Ok(());
+        };
+        put_frame(&mut client.output.queue(), |out| {
+            ReplyHeader::new(xid, Zxid::ZERO, Ok(())).encode(out);
+            out.put_buffer(None);
+        });
+        mark_dirty(client, &mut self.dirty);
+        Ok(())
+    }
+
     fn unimplemented(&mut self, key: ClientKey, xid: Xid) {
-        let zxid = self.tree.zxid();
         let Some(client) = self.clients.get_mut(key) else {
             return;
         };
-        let header = ReplyHeader::new(xid, zxid, Err(ZkError::Unimplemented));
+        // ZK: UnimplementedRequestProcessor sends the zxid of a request that never got one.
+        let header = ReplyHeader::new(xid, Zxid::from_wire(-1), Err(ZkError::Unimplemented));
         put_header_only(header, &mut client.output.queue());
         mark_dirty(client, &mut self.dirty);
     }

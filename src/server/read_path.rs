@@ -201,7 +201,13 @@ impl ReadContext<'_> {
                 error: 0,
             }
             .encode(out);
-            if let Err(error) = self.body(op, out) {
+            // ZK: a multi keeps the path of a read only, not its watch flag.
+            let read = match op {
+                Request::GetData { path, .. } => self.get_data(path, false, out),
+                Request::GetChildren { path, .. } => self.get_children(path, false, false, out),
+                _ => Err(ZkError::Unimplemented),
+            };
+            if let Err(error) = read {
                 out.truncate(start);
                 put_multi_error(error.code(), out);
             }

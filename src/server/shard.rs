@@ -8,6 +8,7 @@
 //!   watch events, its reply. A client sees the event before it can read the change.
 //! - What a batch makes for a connection leaves in one send.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -18,12 +19,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 
-use bytes::BufMut;
 use ringkeeper_proto::acl::Perms;
 use ringkeeper_proto::connect::ConnectResponse;
-use ringkeeper_proto::jute::put_frame;
+use ringkeeper_proto::jute::{WriteJute, put_frame};
 use ringkeeper_proto::reply::{ReplyHeader, WriteReply, put_header_only, put_watch_event};
-use ringkeeper_proto::{OpCode, Request, SessionId, Xid, ZkError, Zxid};
+use ringkeeper_proto::{OpCode, Reader, Request, SessionId, Xid, ZkError, Zxid};
 use ringkeeper_transport::{Cursor, SendError, WriteHalf, pulse};
 use ringkeeper_tree::session::password_of;
 use ringkeeper_tree::watch::{WatchTable, Watcher};
@@ -269,14 +269,18 @@ impl Shard {
         };
         self.counts.finished_large(large_bytes);
         self.counts.finished();
+        let synced = sync.map(|body| read_sync(&body));
+        let failed = match (outcome, &synced) {
+            (Err(error), _) | (Ok(_), Some(Err(error))) => Err(*error),
+            (Ok(_), _) => Ok(()),
+        };
         put_frame(&mut client.output.queue(), |out| {
-            let header = outcome.as_ref().map(|_| ()).map_err(|error| *error);
-            ReplyHeader::new(xid, zxid, header).encode(out);
-            match (outcome, &sync) {
+            ReplyHeader::new(xid, zxid, failed).encode(out);
+            match (outcome, &synced) {
                 // A SyncResponse is a SyncRequest: the path.
-                (Ok(_), Some(body)) => out.put_slice(body),
+                (Ok(_), Some(Ok(path))) => out.put_buffer(path.as_ref().map(String::as_bytes)),
                 (Ok(reply), None) => reply.encode(out),
-                (Err(_), _) => {}
+                (Err(_), _) | (Ok(_), Some(Err(_))) => {}
             }
         });
         self.stats
@@ -535,6 +539,14 @@ impl Shard {
             },
         }
     }
+}
+
+/// The path of a sync. Apache looks at it only when it replies, and so does this.
+fn read_sync(body: &[u8]) -> Result<Option<String>, ZkError> {
+    let path = Reader::new(body)
+        .ustring_lossy()
+        .map_err(|_| ZkError::MarshallingError)?;
+    Ok(path.map(Cow::into_owned))
 }
 
 /// What it takes to answer a read.

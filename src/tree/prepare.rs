@@ -76,23 +76,83 @@ pub struct Undecodable {
 }
 
 impl Undecodable {
-    /// What Apache does with a request of kind `op` that failed to decode with `error`.
-    pub const fn new(op: OpCode, error: &DecodeError) -> Self {
-        // ZK: a null path is no fault to the decoder. It is found when the path is looked at, and by
-        // then the request has its zxid; only some operations look at it with validatePath.
-        let is_null_path = matches!(error, DecodeError::Length { length: -1, .. });
-        match op {
-            OpCode::SetData | OpCode::SetAcl if is_null_path => Self {
-                error: ZkError::BadArguments,
-                takes_zxid: true,
-            },
+    /// What Apache 3.9 does with a request of kind `op` that failed to decode with `error`.
+    pub fn new(op: OpCode, error: &DecodeError, context: &Context<'_>) -> Self {
+        if op == OpCode::Multi {
             // ZK: a multi takes its zxid even when it cannot be decoded.
-            _ => Self {
+            return Self {
                 error: ZkError::MarshallingError,
-                takes_zxid: matches!(op, OpCode::Multi) || is_null_path && op.is_write(),
-            },
+                takes_zxid: true,
+            };
+        }
+        // ZK: a null path is no fault to the decoder. It is found when the path is looked at, and by
+        // then the request has its zxid and its session has been checked.
+        if op.is_write() && matches!(error, DecodeError::Length { length: -1, .. }) {
+            let error = match (check_session(context), op) {
+                (Err(error), _) => error,
+                // ZK: only these look at it with validatePath.
+                (_, OpCode::SetData | OpCode::SetAcl) => ZkError::BadArguments,
+                _ => ZkError::MarshallingError,
+            };
+            return Self {
+                error,
+                takes_zxid: true,
+            };
+        }
+        Self {
+            error: ZkError::MarshallingError,
+            takes_zxid: false,
         }
     }
+}
+
+/// Finds what is wrong with the operations of a multi before any of them is tried.
+///
+/// # Errors
+/// The first thing that Apache's decoder (`MultiOperationRecord`, 3.9) refuses, or stumbles over.
+pub(crate) fn check_multi(ops: &[Request<'_>]) -> Result<(), Undecodable> {
+    let refused = |takes_zxid| Undecodable {
+        error: ZkError::MarshallingError,
+        takes_zxid,
+    };
+    for op in ops {
+        match op {
+            Request::Create { op, create } if *op != OpCode::CreateTtl => {
+                let mode = CreateMode::from_flags(create.flags).map_err(|_| refused(true))?;
+                if create.acl.is_none() {
+                    // ZK: a NullPointerException passes by the line that would take the zxid.
+                    return Err(refused(false));
+                }
+                if mode.ttl {
+                    return Err(refused(true));
+                }
+            }
+            // ZK: a multi of reads is decoded, and fails when its transaction is built.
+            op if !op.op().is_write() => return Err(refused(true)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What an operation of a multi is taken for: creates go by their flags first (`Op.create`).
+pub(crate) fn part_of_multi<'r, 'a>(part: &'r Request<'a>) -> Cow<'r, Request<'a>> {
+    let Request::Create { op, create } = part else {
+        return Cow::Borrowed(part);
+    };
+    let (op, ttl_ms) = match (op, create.flags) {
+        (OpCode::CreateTtl, 5 | 6) => return Cow::Borrowed(part),
+        (_, 4) => (OpCode::CreateContainer, None),
+        (OpCode::CreateTtl, _) => (OpCode::Create, None),
+        (op, _) => (*op, None),
+    };
+    Cow::Owned(Request::Create {
+        op,
+        create: CreateRequest {
+            ttl_ms,
+            ..create.clone()
+        },
+    })
 }
 
 /// A request that can be carried out.
@@ -132,8 +192,8 @@ pub(crate) fn prepare<'a>(
             prepare_set_acl(head, path, acl.as_ref(), *version, context)
         }
         Request::Check { path, version } => prepare_check(head, path, *version, context),
-        Request::Reconfig if !context.settings.reconfig_enabled => Err(ZkError::ReconfigDisabled),
-        Request::Reconfig => {
+        Request::Reconfig { .. } if !context.settings.reconfig_enabled => Err(ZkError::ReconfigDisabled),
+        Request::Reconfig { .. } => {
             check_session(context)?;
             // ZK: a server without an ensemble has nothing to reconfigure.
             Err(ZkError::Unimplemented)
@@ -164,7 +224,7 @@ struct CreateMode {
 impl CreateMode {
     const fn from_flags(flags: i32) -> Result<Self, ZkError> {
         let (ephemeral, sequential, ttl) = match flags {
-            // Containers come with their own operation; the flag alone makes a persistent znode.
+            // Alone, the flag of a container makes a persistent znode: the operation decides.
             0 | 4 => (false, false, false),
             1 => (true, false, false),
             2 => (false, true, false),

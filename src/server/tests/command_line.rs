@@ -52,19 +52,27 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut log = BufReader::new(process.stderr.take().unwrap());
+        let log = BufReader::new(process.stderr.take().unwrap());
+        let mut server = Self {
+            process,
+            address: ([0; 4], 0).into(),
+            log,
+        };
+        server.address = server.read_address();
+        server
+    }
+
+    /// Reads the log up to the line that says where it listens.
+    fn read_address(&mut self) -> SocketAddr {
         let mut text = String::new();
         loop {
             let start = text.len();
-            assert!(log.read_line(&mut text).unwrap() > 0, "it ended: {text}");
-            let line = text[start..].trim_end();
-            if let Some((_, rest)) = line.split_once(" serving address=") {
-                let address = rest.split(' ').next().unwrap().parse().unwrap();
-                return Self {
-                    process,
-                    address,
-                    log,
-                };
+            assert!(
+                self.log.read_line(&mut text).unwrap() > 0,
+                "it ended: {text}"
+            );
+            if let Some((_, rest)) = text[start..].split_once(" serving address=") {
+                return rest.split(' ').next().unwrap().parse().unwrap();
             }
         }
     }
