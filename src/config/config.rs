@@ -53,8 +53,6 @@ pub struct EnsembleConfig {
     pub frame_bytes_extra: u32,
     /// `extendedTypesEnabled`: TTL nodes may be created.
     pub extended_types: bool,
-    /// `emulate353TTLNodes`: ephemeral owners with the TTL mark of ZooKeeper 3.5.3 are TTL nodes.
-    pub emulate_353_ttl_nodes: bool,
     /// `enforceQuota`: a write above a hard quota is refused with -125.
     pub enforce_quota: bool,
     /// `skipACL`: no ACL is checked.
@@ -165,16 +163,9 @@ impl Host {
 pub struct ThrottleConfig {
     /// `globalOutstandingLimit`: requests in the server above which connections with requests outstanding are not read.
     pub outstanding_max: u32,
-    /// `request_throttle_max_requests`: requests in the pipeline above which further ones wait; `None` for no such limit.
+    /// `request_throttle_max_requests`: requests in the pipeline above which connections are not read;
+    /// `None` for no such limit.
     pub requests_max: Option<u32>,
-    /// `request_throttle_stall_time` in milliseconds: how long a request waits before the limit is looked at again.
-    pub stall_ms: u32,
-    /// `request_throttle_drop_stale`: waiting requests that became stale are dropped.
-    pub drop_stale: bool,
-    /// `request_stale_connection_check`: a request whose connection has closed is stale.
-    pub stale_when_disconnected: bool,
-    /// `request_stale_latency_check`: a request older than its session's timeout is stale.
-    pub stale_when_late: bool,
     /// `throttled_op_wait_time` in milliseconds: a request that queued longer answers -127; `None` for never.
     pub op_wait_ms_max: Option<u32>,
     /// `largeRequestThreshold`: frames longer than this many bytes count as large; `None` for none.
@@ -483,8 +474,6 @@ impl Cpus {
 pub struct ShutdownConfig {
     /// `request_throttler.shutdownTimeout` in milliseconds: how long requests already taken may still be answered.
     pub drain_ms_max: u32,
-    /// `nio.shutdownTimeout` in milliseconds: how long connections then have to take their last replies.
-    pub close_ms_max: u32,
 }
 
 impl Config {
@@ -534,7 +523,6 @@ impl Config {
             },
             shutdown: ShutdownConfig {
                 drain_ms_max: 10_000,
-                close_ms_max: 5000,
             },
         }
     }
@@ -549,7 +537,6 @@ impl Default for EnsembleConfig {
             frame_bytes_max: 0xf_ffff,
             frame_bytes_extra: 0xf_ffff,
             extended_types: false,
-            emulate_353_ttl_nodes: false,
             enforce_quota: false,
             skip_acl: false,
             tree_digest: true,
@@ -564,10 +551,6 @@ impl Default for ThrottleConfig {
         Self {
             outstanding_max: 1000,
             requests_max: None,
-            stall_ms: 100,
-            drop_stale: true,
-            stale_when_disconnected: true,
-            stale_when_late: false,
             op_wait_ms_max: None,
             large_request_bytes_min: None,
             large_requests_bytes_max: 100 << 20,

@@ -22,6 +22,9 @@ const METRICS: &str =
 const DIAGNOSTIC: &str =
     "this diagnostic of Apache's does not exist here, and no behaviour depends on it";
 
+const QUEUE: &str = "above the limit connections are not read, and are read again as soon as there is room, so that no request \
+                     waits in a queue of the server";
+
 /// Rows in the order of the documentation.
 pub(crate) const KEYS: &[Key] = &[
     row(
@@ -487,6 +490,54 @@ pub(crate) const KEYS: &[Key] = &[
         "Replies of getChildren kept serialized",
         Shape::Int,
         CACHE,
+    ),
+    row(
+        "request_throttle_stall_time",
+        Owner::Property,
+        "100",
+        "Milliseconds after which a waiting request looks again",
+        Shape::Int,
+        QUEUE,
+    ),
+    row(
+        "request_throttle_drop_stale",
+        Owner::Property,
+        "true",
+        "Drops waiting requests that became stale",
+        Shape::Bool,
+        QUEUE,
+    ),
+    row(
+        "request_stale_connection_check",
+        Owner::Property,
+        "true",
+        "A waiting request whose connection has closed is stale",
+        Shape::Bool,
+        QUEUE,
+    ),
+    row(
+        "request_stale_latency_check",
+        Owner::Property,
+        "false",
+        "A waiting request older than its session's timeout is stale",
+        Shape::Bool,
+        QUEUE,
+    ),
+    row(
+        "nio.shutdownTimeout",
+        Owner::Property,
+        "5000",
+        "Milliseconds for the threads of connections to end",
+        Shape::Int,
+        "there are no such threads; request_throttler.shutdownTimeout bounds an orderly stop",
+    ),
+    row(
+        "emulate353TTLNodes",
+        Owner::Property,
+        "false",
+        "Reads TTL nodes as ZooKeeper 3.5.3 stored them",
+        Shape::Bool,
+        "there is no data of that release, as Apache's data cannot be imported yet",
     ),
     row(
         "intBufferStartingSizeBytes",
