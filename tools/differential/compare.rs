@@ -182,7 +182,6 @@ fn compare_slot(
 fn explains(known: &Deliberate, context: &Context<'_>, a: Option<&Seen>, b: Option<&Seen>) -> bool {
     match (known.rule, a, b) {
         (Rule::Pair(rule) | Rule::Skip(rule), Some(a), Some(b)) => rule(context, a, b),
-        (Rule::Missing(rule), Some(a), _) => rule(context, a),
         (Rule::Any(rule), a, b) => rule(context, a, b),
         _ => false,
     }

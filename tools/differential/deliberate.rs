@@ -29,8 +29,6 @@ pub(crate) enum Rule {
     /// A reply that both show, whose transaction only the oracle has. Later zxids are compared as if it
     /// were not there.
     Skip(fn(&Context<'_>, &Seen, &Seen) -> bool),
-    /// Something that only the oracle shows.
-    Missing(fn(&Context<'_>, &Seen) -> bool),
     /// Whatever stands at the first difference; it always parts the servers' states.
     Any(fn(&Context<'_>, Option<&Seen>, Option<&Seen>) -> bool),
     /// All that the step shows on its connection; it always parts the servers' states.
@@ -89,15 +87,6 @@ pub(crate) const DELIBERATE: &[Deliberate] = &[
         reason: "ZOOKEEPER-4655, Apache 3.9.0",
         scope: Scope::Since((3, 9, 0)),
         rule: Rule::Pair(event_zxid),
-        parts: false,
-    },
-    Deliberate {
-        id: "event-acl",
-        what: "an event is delivered to everybody | only to those who may read the znode (for \
-               NodeChildrenChanged the parent)",
-        reason: "CVE-2024-23944, ZOOKEEPER-4799, Apache 3.8.4 and 3.9.2",
-        scope: Scope::Since((3, 9, 2)),
-        rule: Rule::Missing(event_acl),
         parts: false,
     },
     Deliberate {
@@ -253,10 +242,6 @@ fn event_zxid(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
     (error, kind, state, path) == (our_error, our_kind, our_state, our_path)
         && *zxid > context.zxid_before
         && *zxid <= context.zxid_after
-}
-
-fn event_acl(context: &Context<'_>, theirs: &Seen) -> bool {
-    matches!(theirs, Seen::Event { path, .. } if context.script.is_unreadable(path))
 }
 
 fn exists_acl(_: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {

@@ -11,7 +11,7 @@ mod sessions;
 mod spoil;
 mod watches;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom as _, IteratorRandom as _};
@@ -48,7 +48,6 @@ struct Generator {
     sessions: usize,
     names: usize,
     steps: Vec<Step>,
-    unreadable: BTreeSet<String>,
     mixes_watch_modes: bool,
     aims: Vec<Aim>,
 }
@@ -63,7 +62,6 @@ pub(crate) fn script(seed: u64, index: u64) -> Script {
         sessions: 0,
         names: 0,
         steps: Vec::new(),
-        unreadable: BTreeSet::new(),
         mixes_watch_modes: false,
         aims: aim::aims(),
     };
@@ -73,7 +71,6 @@ pub(crate) fn script(seed: u64, index: u64) -> Script {
         index,
         root,
         steps: generator.steps,
-        unreadable: generator.unreadable,
         mixes_watch_modes: generator.mixes_watch_modes,
     }
 }
@@ -345,20 +342,6 @@ impl Generator {
                 }
                 Some(acl)
             }
-        }
-    }
-
-    /// Remembers a path that not everybody may read.
-    fn note_acl(&mut self, path: &str, acl: Option<&[Acl]>) {
-        let everybody = [Id::new("world", "anyone")];
-        let is_readable = acl.is_none_or(|acl| {
-            acl.iter().any(|entry| {
-                entry.id.scheme == "world"
-                    && model::allows(std::slice::from_ref(entry), Perms::READ, &everybody)
-            })
-        });
-        if !is_readable {
-            self.unreadable.insert(path.to_owned());
         }
     }
 }

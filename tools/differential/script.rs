@@ -3,7 +3,6 @@
 //! A script knows nothing of the server it will run on: sessions are named by slot, zxids are
 //! offsets from the zxid at its start, and passwords are whatever the server gave.
 
-use std::collections::BTreeSet;
 use std::fmt;
 
 use bytes::BytesMut;
@@ -20,8 +19,6 @@ pub(crate) struct Script {
     /// The znode under which (nearly) everything happens; it exists when the script starts.
     pub(crate) root: String,
     pub(crate) steps: Vec<Step>,
-    /// Paths (or their beginnings, for sequential znodes) that somebody may not read.
-    pub(crate) unreadable: BTreeSet<String>,
     /// Whether a connection watches one path in more than one mode.
     pub(crate) mixes_watch_modes: bool,
 }
@@ -56,13 +53,6 @@ impl Script {
             }),
             _ => false,
         })
-    }
-
-    /// Whether some client may not read `path`.
-    pub(crate) fn is_unreadable(&self, path: &str) -> bool {
-        self.unreadable
-            .iter()
-            .any(|beginning| path.starts_with(beginning.as_str()))
     }
 }
 

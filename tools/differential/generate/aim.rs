@@ -90,6 +90,7 @@ pub(crate) fn aims() -> Vec<Aim> {
     let mut aims = OTHERS.to_vec();
     for op in CREATES {
         aims.extend(CREATE_ENDS.map(|end| (op, end)));
+        aims.extend([(op, Some(ZkError::Unimplemented)); 2]);
     }
     for op in READS {
         aims.extend(READ_ENDS.map(|end| (op, end)));
@@ -127,7 +128,6 @@ impl Generator {
                 } else {
                     Some(self.acl(slot))
                 };
-                self.note_acl(&path, acl.as_deref());
                 Call::of(&Request::SetAcl {
                     path: &path,
                     acl: acl.as_deref().map(AclList::new),
@@ -188,6 +188,10 @@ impl Generator {
                     self.name()
                 )
             }
+            Some(ZkError::Unimplemented) => {
+                flags = *[5, 6].choose(&mut self.rng).unwrap_or(&5);
+                self.new_path(slot)
+            }
             Some(ZkError::BadArguments) if self.rng.random_ratio(2, 3) => self.bad_path(),
             Some(ZkError::BadArguments) => {
                 if op == OpCode::CreateTtl && self.rng.random() {
@@ -210,7 +214,6 @@ impl Generator {
         } else {
             Some(self.acl(slot))
         };
-        self.note_acl(&path, acl.as_deref());
         let data = self.data();
         Call::of(&Request::Create {
             op,
@@ -333,27 +336,6 @@ impl Generator {
         end: Option<ZkError>,
         calls: &mut Vec<Call>,
     ) -> Call {
-        const PARTS: [Aim; 18] = [
-            (OpCode::Create, None),
-            (OpCode::Create2, None),
-            (OpCode::CreateContainer, None),
-            (OpCode::CreateTtl, None),
-            (OpCode::Delete, None),
-            (OpCode::SetData, None),
-            (OpCode::Check, None),
-            (OpCode::Create, Some(ZkError::NodeExists)),
-            (OpCode::Create2, Some(ZkError::NoNode)),
-            (OpCode::CreateTtl, Some(ZkError::BadArguments)),
-            (OpCode::Create, Some(ZkError::InvalidAcl)),
-            (OpCode::Create, Some(ZkError::NoAuth)),
-            (OpCode::Delete, Some(ZkError::NotEmpty)),
-            (OpCode::Delete, Some(ZkError::NoNode)),
-            (OpCode::SetData, Some(ZkError::BadVersion)),
-            (OpCode::Check, Some(ZkError::BadVersion)),
-            (OpCode::Check, Some(ZkError::NoAuth)),
-            (OpCode::Check, Some(ZkError::NoNode)),
-        ];
-        const SOUND: usize = 7;
         let count = self.rng.random_range(0..6);
         let bad = end
             .is_some()
@@ -370,12 +352,7 @@ impl Generator {
                 let end = *ends.choose(&mut self.rng).unwrap_or(&None);
                 self.call_for(slot, (op, if is_bad { end } else { None }), calls)
             } else {
-                let table = if is_bad {
-                    &PARTS[SOUND..]
-                } else {
-                    &PARTS[..SOUND]
-                };
-                let (op, end) = *table.choose(&mut self.rng).unwrap_or(&PARTS[0]);
+                let (op, end) = self.part_aim(is_bad);
                 let part = self.part_for(slot, op, end, calls);
                 self.apply(slot, &part);
                 part
@@ -397,6 +374,40 @@ impl Generator {
             self.apply(slot, call);
         }
         multi_of(op, &parts)
+    }
+
+    /// What an operation of a multi should be and how it should end.
+    fn part_aim(&mut self, is_bad: bool) -> Aim {
+        const OPS: [OpCode; 7] = [
+            OpCode::Create,
+            OpCode::Create2,
+            OpCode::CreateContainer,
+            OpCode::CreateTtl,
+            OpCode::Delete,
+            OpCode::SetData,
+            OpCode::Check,
+        ];
+        const VERSIONED: [ZkError; 4] = [
+            ZkError::BadVersion,
+            ZkError::NoAuth,
+            ZkError::NoNode,
+            ZkError::BadArguments,
+        ];
+        let op = *OPS.choose(&mut self.rng).unwrap_or(&OPS[0]);
+        if !is_bad {
+            return (op, None);
+        }
+        let end = match op {
+            OpCode::SetData | OpCode::Check => VERSIONED.choose(&mut self.rng).copied(),
+            OpCode::Delete if self.rng.random_ratio(1, 5) => Some(ZkError::NotEmpty),
+            OpCode::Delete => VERSIONED.choose(&mut self.rng).copied(),
+            // Neither success, which stands first, nor what no multi could carry, which stands last.
+            _ => CREATE_ENDS[1..CREATE_ENDS.len() - 1]
+                .choose(&mut self.rng)
+                .copied()
+                .flatten(),
+        };
+        (op, end)
     }
 
     fn part_for(
@@ -426,7 +437,6 @@ impl Generator {
         calls: &mut Vec<Call>,
     ) -> String {
         let path = format!("{parent}/n{}", self.next_name());
-        self.note_acl(&path, Some(acl));
         let call = Call::of(&Request::Create {
             op: OpCode::Create,
             create: CreateRequest {

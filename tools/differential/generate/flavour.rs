@@ -15,6 +15,7 @@ use crate::servers::FRAME_BYTES_MAX;
 enum Flavour {
     Mixed,
     Watches,
+    Multis,
     Acls,
     Sessions,
     Malformed,
@@ -23,10 +24,11 @@ enum Flavour {
     Big,
 }
 
-const WEIGHTS: [(Flavour, u32); 8] = [
-    (Flavour::Mixed, 36),
-    (Flavour::Watches, 20),
-    (Flavour::Acls, 12),
+const WEIGHTS: [(Flavour, u32); 9] = [
+    (Flavour::Mixed, 34),
+    (Flavour::Watches, 16),
+    (Flavour::Multis, 16),
+    (Flavour::Acls, 11),
     (Flavour::Sessions, 12),
     (Flavour::Malformed, 9),
     (Flavour::Quotas, 8),
@@ -82,10 +84,12 @@ impl Generator {
                 let call = self.watch_call(slot);
                 self.call(slot, call);
             }
+            (Flavour::Multis, 0..9) => self.multi_burst(slot),
             (Flavour::Acls, 0) => self.authenticate(slot),
             (Flavour::Acls, 1..5) => self.acl_burst(slot, count),
             (Flavour::Sessions, 0..6) => self.session_step(),
-            (Flavour::Malformed, 0..7) => self.malformed(slot),
+            (Flavour::Malformed, 0) if self.rng.random() => self.unknown_operation(slot),
+            (Flavour::Malformed, 0..8) => self.malformed(slot),
             (Flavour::Mixed, 0) => {
                 let call = self.watch_call(slot);
                 self.call(slot, call);
@@ -93,6 +97,25 @@ impl Generator {
             (Flavour::Mixed, 1) if self.rng.random_ratio(1, 4) => self.session_step(),
             _ => self.burst(slot, count),
         }
+    }
+
+    fn multi_burst(&mut self, slot: usize) {
+        const AIMS: [super::Aim; 6] = [
+            (OpCode::Multi, Some(ZkError::RuntimeInconsistency)),
+            (OpCode::Multi, Some(ZkError::RuntimeInconsistency)),
+            (OpCode::Multi, Some(ZkError::RuntimeInconsistency)),
+            (OpCode::Multi, Some(ZkError::RuntimeInconsistency)),
+            (OpCode::Multi, None),
+            (OpCode::MultiRead, Some(ZkError::RuntimeInconsistency)),
+        ];
+        let mut calls = Vec::new();
+        for _ in 0..self.rng.random_range(1..4) {
+            let aim = *AIMS.choose(&mut self.rng).unwrap_or(&AIMS[0]);
+            let call = self.call_for(slot, aim, &mut calls);
+            self.apply(slot, &call);
+            calls.push(call);
+        }
+        self.send(slot, calls);
     }
 
     fn acl_burst(&mut self, slot: usize, count: usize) {
@@ -121,7 +144,9 @@ impl Generator {
     }
 
     fn malformed(&mut self, slot: usize) {
-        let sound = if self.rng.random_ratio(1, 3) {
+        let sound = if self.rng.random_ratio(1, 8) {
+            self.set_watches(slot)
+        } else if self.rng.random_ratio(1, 3) {
             self.watch_call(slot)
         } else {
             let aim = *self
@@ -213,17 +238,36 @@ impl Generator {
                 4,
             ),
             9..12 => create(OpCode::CreateTtl, &format!("{limited}/l{round}"), &data, 5),
-            12..16 => Call::of(&Request::SetData {
-                path: if self.rng.random() { limited } else { &path },
-                data: if data.is_empty() { None } else { Some(&data) },
-                version: -1,
-            }),
-            16 | 17 => Call::of(&Request::Delete {
+            12..15 => {
+                let data = vec![b'D'; self.rng.random_range(0..64)];
+                Call::of(&Request::SetData {
+                    path: if self.rng.random_ratio(3, 4) {
+                        limited
+                    } else {
+                        &path
+                    },
+                    data: if data.is_empty() { None } else { Some(&data) },
+                    version: -1,
+                })
+            }
+            15 => Call::of(&Request::Delete {
                 path: &path,
                 version: -1,
             }),
-            18 => {
-                let part = create(OpCode::Create, &format!("{limited}/m{round}"), &data, 0);
+            16..19 => {
+                let path = format!("{limited}/m{round}");
+                // One write to the quota in a multi: what several add up to, Apache does not see.
+                let part = match self.rng.random_range(0..5) {
+                    0 => create(OpCode::Create, &path, &data, 0),
+                    1 => create(OpCode::Create2, &path, &data, 1),
+                    2 => create(OpCode::CreateContainer, &path, &data, 4),
+                    3 => create(OpCode::CreateTtl, &path, &data, 5),
+                    _ => Call::of(&Request::SetData {
+                        path: limited,
+                        data: Some(&[b'm'; 50]),
+                        version: -1,
+                    }),
+                };
                 super::aim::multi_of(OpCode::Multi, &[part])
             }
             _ if self.rng.random_ratio(1, 3) => Call::of(&Request::Delete {
@@ -275,7 +319,7 @@ impl Generator {
     /// A request after which the servers are known to differ, so that nothing may follow it.
     fn last_step(&mut self) {
         let slot = self.open_slot();
-        if self.rng.random_ratio(1, 12) {
+        if self.rng.random_ratio(1, 6) {
             let timeout_ms: i32 = 20_000;
             let call = Call::raw(
                 OpCode::CreateSession.code(),

@@ -173,14 +173,29 @@ impl Generator {
     }
 
     /// An operation that is none, or not for clients; the server answers and closes.
-    fn unknown_operation(&mut self, slot: usize) {
+    pub(super) fn unknown_operation(&mut self, slot: usize) {
         // Apache 3.8 does not answer a check that stands alone, which takes all patience.
         let op = if self.rng.random_ratio(1, 60) {
             OpCode::Check.code()
         } else {
-            *[0, -1, 10, 23, 99, 108, 1_000, i32::MIN, i32::MAX, -12]
-                .choose(&mut self.rng)
-                .unwrap_or(&0)
+            *[
+                0,
+                0,
+                0,
+                -1,
+                -1,
+                -1,
+                10,
+                23,
+                99,
+                108,
+                1_000,
+                i32::MIN,
+                i32::MAX,
+                -12,
+            ]
+            .choose(&mut self.rng)
+            .unwrap_or(&0)
         };
         let body = if op == OpCode::Check.code() {
             Call::of(&Request::Check {
@@ -198,7 +213,7 @@ impl Generator {
     /// auth or sasl, well or badly.
     pub(super) fn authenticate(&mut self, slot: usize) {
         const USERS: [(&str, &str); 3] = [("alice", "a"), ("bob", "b"), ("super", SUPER_PASSWORD)];
-        let (scheme, auth, id) = match self.rng.random_range(0..16) {
+        let (scheme, auth, id) = match self.rng.random_range(0..17) {
             0..10 => {
                 let (user, password) = *USERS.choose(&mut self.rng).unwrap_or(&USERS[0]);
                 let id = Id::new("digest", digest_id(user, password));

@@ -137,7 +137,6 @@ impl Generator {
                 Perms::READ
             }),
         ];
-        self.note_acl(&path, Some(&acl));
         let create = |path: &str, acl: &[Acl]| {
             Call::of(&Request::Create {
                 op: OpCode::Create,
