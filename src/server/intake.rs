@@ -259,11 +259,16 @@ impl Shard {
     }
 }
 
-// ZK: Request.isValid. createSession is no client's to ask for: Apache takes it and breaks its own
-// session (docs/compatibility.md).
+// ZK: Request.isValid. Apache lets clients ask for two things more that are not theirs to ask for:
+// createSession, which breaks the session that asks, and deleteContainer, which no ACL guards
+// (docs/compatibility.md).
 const fn is_valid(op: OpCode) -> bool {
     !matches!(
         op,
-        OpCode::Notification | OpCode::Check | OpCode::CreateSession | OpCode::Error
+        OpCode::Notification
+            | OpCode::Check
+            | OpCode::Error
+            | OpCode::CreateSession
+            | OpCode::DeleteContainer
     )
 }

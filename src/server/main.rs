@@ -12,6 +12,8 @@ mod config_file;
 mod connection_throttle;
 mod core;
 mod core_report;
+#[cfg(test)]
+mod core_tests;
 mod counts;
 mod fatal;
 mod four_letter;
