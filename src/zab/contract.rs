@@ -53,13 +53,17 @@ pub enum Mode {
     Ensemble,
 }
 
-/// The two epochs that a member keeps, as one record: they are saved together or not at all.
+/// What a member keeps beside its log, as one record: it is saved as a whole or not at all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Epochs {
     /// The newest epoch whose leader this server promised to follow; `current <= accepted`.
     pub accepted: Epoch,
     /// The newest epoch whose leader's history this server has taken over.
     pub current: Epoch,
+    /// Whether it has taken over any leader's history since its storage was blank. Until then it may
+    /// lack what an earlier disk of its acknowledged, though its log be not empty (a snapshot came, and
+    /// a crash before the rest), and helps to elect nobody.
+    pub member: bool,
 }
 
 /// What storage found when the server started.
@@ -74,12 +78,10 @@ pub struct Recovered {
     /// settle. The tree is loaded up to it, or up to the log's base if that is higher (a snapshot from
     /// a leader that was never established proves no commit).
     pub committed: Zxid,
-    /// Whether storage is blank: this server never was a member, or has lost what it knew. Such a
-    /// server helps to elect only when a quorum is blank; otherwise it joins an established leader.
-    /// One that took over no history yet (empty log, current epoch 0) is blank in any case.
-    pub blank: bool,
-    /// The operator says that nothing was lost, so that a blank server may vote (ZooKeeper: the
-    /// `initialize` file).
+    /// Nothing was lost, though no epoch was ever saved: the operator says so (ZooKeeper: the
+    /// `initialize` file), or the server was alone before. Otherwise a server that is not
+    /// [`Epochs::member`] votes only when a quorum is as blank, which is a new ensemble, and first
+    /// joins an established leader else.
     pub initialize: bool,
 }
 

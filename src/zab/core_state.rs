@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use ringkeeper_proto::{Epoch, ServerId, Zxid};
 
-use crate::contract::{Config, Epochs, Output, Recovered};
+use crate::contract::{Config, Epochs, Mode, Output, Recovered};
 use crate::log::Log;
 use crate::timer::Moment;
 
@@ -22,7 +22,7 @@ pub(crate) struct CoreState {
     pub(crate) committed: Zxid,
     /// The largest zxid told to the caller as committed; `delivered <= log.flushed()` when it grows.
     pub(crate) delivered: Zxid,
-    /// Storage holds no history; ends with the first history taken over from a leader.
+    /// Storage was blank, and no leader's history has been taken over since.
     pub(crate) blank: bool,
     /// Storage is blank, but so is a quorum's: in this election and reign this server counts.
     pub(crate) new_ensemble: bool,
@@ -36,21 +36,23 @@ pub(crate) struct CoreState {
 impl CoreState {
     pub(crate) fn new(config: Config, recovered: Recovered) -> Self {
         let last = recovered.history.last();
-        // A record proves that its epoch's history was taken over: the log is a prefix of that
-        // leader's. (Apache's standalone server saves no epochs, and a crash can come between the
+        let saved = recovered.epochs;
+        let member = saved.member || recovered.initialize;
+        // A member's record proves that its epoch's history was taken over: the log is a prefix of
+        // that leader's. (Apache's standalone server saves no epochs, and a crash can come between the
         // flush of the history and the saving of its epoch.)
-        let proven = match last.counter() {
-            0 => recovered.epochs.current,
-            _ => last.epoch(),
+        let alone = config.mode == Mode::Standalone;
+        let current = match (member || alone) && last.counter() > 0 {
+            true => saved.current.max(last.epoch()),
+            false => saved.current,
         };
-        let current = recovered.epochs.current.max(proven);
         let epochs = Epochs {
-            accepted: recovered.epochs.accepted.max(current),
+            accepted: saved.accepted.max(current),
             current,
+            member,
         };
         let committed = recovered.committed.min(last);
         let delivered = committed.max(recovered.history.base());
-        let nothing = current == Epoch(0) && last == Zxid::ZERO;
         Self {
             config,
             log: Log::recovered(recovered.history),
@@ -58,7 +60,7 @@ impl CoreState {
             epochs_asked: epochs,
             committed,
             delivered,
-            blank: (recovered.blank || nothing) && !recovered.initialize,
+            blank: !member,
             new_ensemble: false,
             wants_snapshot: false,
             unreachable: BTreeSet::new(),
@@ -91,6 +93,7 @@ impl CoreState {
     /// Takes over `epoch`'s history, once it is saved.
     pub(crate) fn enter_epoch<P>(&mut self, epoch: Epoch, outputs: &mut Vec<Output<P>>) {
         self.epochs_asked.current = self.epochs_asked.current.max(epoch);
+        self.epochs_asked.member = true;
         self.accept_epoch(epoch, outputs);
     }
 

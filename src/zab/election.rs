@@ -116,8 +116,11 @@ impl Election {
     ) -> Option<Elected> {
         let ensemble = &core.config.ensemble;
         if !ensemble.is_voter(from) {
-            // ZK: a server without a vote gets an answer at once, and is not counted.
-            self.tell(from, outputs);
+            // ZK: a server without a vote gets an answer at once, and is not counted. (One that has its
+            // leader asks nothing; to answer it too would never stop.)
+            if notification.state == PeerState::Looking {
+                self.tell(from, outputs);
+            }
             return None;
         }
         match (notification.state, notification.ballot) {
@@ -127,9 +130,7 @@ impl Election {
             (PeerState::Looking, Ballot::Blank(_)) => {
                 self.note_blank(core, from);
                 self.vote_if_new(core, outputs);
-                if notification.round < self.round {
-                    self.tell(from, outputs);
-                }
+                self.answer_late(from, notification.round, outputs);
             }
             (PeerState::Following | PeerState::Leading, Ballot::For(vote))
                 if ensemble.is_voter(vote.leader) =>
@@ -184,7 +185,7 @@ impl Election {
             self.vote_if_new(core, outputs);
         }
         if round < self.round {
-            self.tell(from, outputs);
+            self.answer_late(from, round, outputs);
             return;
         }
         let newer = round > self.round;
@@ -208,6 +209,14 @@ impl Election {
             }
         }
         self.votes.insert(from, vote);
+    }
+
+    /// Tells a server in an earlier round of this one. Not by an observer: voters answer it at once, so
+    /// that the two would never stop.
+    fn answer_late<P>(&self, from: ServerId, round: u64, outputs: &mut Vec<Output<P>>) {
+        if round < self.round && self.standing != Standing::Observer {
+            self.tell(from, outputs);
+        }
     }
 
     /// A server that is not in an election names its leader (ZK: `receivedFollowingNotification`).
@@ -259,8 +268,10 @@ impl Election {
         }
         let wait = core.config.timing.election_wait;
         let decide_at = *self.decide_at.get_or_insert_with(|| core.now.after(wait));
+        let abstains = |id| self.blank.contains(id) && !self.votes.contains_key(id);
         let mut voters = ensemble.voters().iter();
-        let unanimous = voters.all(|id| agrees(id) || core.unreachable.contains(id));
+        let unanimous =
+            voters.all(|id| agrees(id) || core.unreachable.contains(id) || abstains(id));
         (unanimous || core.now >= decide_at).then_some(Elected {
             vote: proposal,
             round: self.round,
@@ -283,8 +294,8 @@ impl Election {
             return;
         }
         let own = Vote {
-            peer_epoch: Epoch(0),
-            zxid: Zxid::ZERO,
+            peer_epoch: core.epochs.current,
+            zxid: core.log.last(),
             leader: core.id(),
         };
         self.standing = Standing::Voter { own, proposal: own };

@@ -60,11 +60,7 @@ impl History {
 
     /// Whether `zxid` is the next of the last epoch or the first of a later one.
     pub fn continues_with(&self, zxid: Zxid) -> bool {
-        if zxid.epoch() == self.last.epoch() {
-            self.last.next() == Some(zxid)
-        } else {
-            zxid.epoch() > self.last.epoch() && zxid.counter() == 1
-        }
+        follows(zxid, self.last)
     }
 
     /// Adds a record at the end.
@@ -178,6 +174,15 @@ impl History {
                 (span.epoch > zxid.epoch() && span.last > 0).then(|| Zxid::new(span.epoch, 1))
             }
         })
+    }
+}
+
+/// Whether `zxid` can come after `last` in a log: the next of its epoch, or the first of a later one.
+pub(crate) fn follows(zxid: Zxid, last: Zxid) -> bool {
+    if zxid.epoch() == last.epoch() {
+        last.next() == Some(zxid)
+    } else {
+        zxid.epoch() > last.epoch() && zxid.counter() == 1
     }
 }
 

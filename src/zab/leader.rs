@@ -16,6 +16,7 @@ use crate::broadcast::Outstanding;
 use crate::contract::{Epochs, Mode, Output, Role, SyncOrigin};
 use crate::core_state::{CoreState, request_flush};
 use crate::discovery::{Gathering, Promises, Summary};
+use crate::history::follows;
 use crate::message::{LinkId, Message, Proposal};
 use crate::progress::{Introduction, Progress, Stage};
 use crate::synchronization::{SyncPlan, Takeover, plan};
@@ -241,14 +242,14 @@ impl<P: Clone> Leader<P> {
         else {
             return;
         };
-        if core
-            .log
-            .history()
-            .successor(progress.sent)
-            .is_some_and(|next| next <= through)
-        {
+        let (after, history) = (progress.sent, core.log.history());
+        if after < history.base() {
+            // Purged since the last read. To go on here would leave a hole.
+            self.history_gone(link, outputs);
+            return;
+        }
+        if history.successor(after).is_some_and(|next| next <= through) {
             progress.stage = Stage::Reading;
-            let after = progress.sent;
             outputs.push(Output::ReadHistory {
                 link,
                 after,
@@ -284,9 +285,8 @@ impl<P: Clone> Leader<P> {
         for proposal in proposals {
             let zxid = proposal.zxid;
             // ZOOKEEPER-4925: a hole in what is sent becomes a hole in the learner's log.
-            assert_eq!(
-                core.log.history().successor(progress.sent),
-                Some(zxid),
+            assert!(
+                follows(zxid, progress.sent),
                 "storage read {zxid:?} after {:?}",
                 progress.sent
             );

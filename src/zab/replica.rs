@@ -257,10 +257,10 @@ impl<P: Clone> Replica<P> {
             self.settle(elected, outputs);
             return;
         }
-        let voter = core.config.ensemble.is_voter(from);
-        if voter && notification.state != PeerState::Looking {
+        if notification.state != PeerState::Looking {
             return;
         }
+        let voter = core.config.ensemble.is_voter(from);
         if let (Phase::Leading(leader), true) = (&mut self.phase, voter)
             && notification.round > self.round
         {
@@ -273,11 +273,11 @@ impl<P: Clone> Replica<P> {
     fn tell_vote(&self, to: ServerId, outputs: &mut Vec<Output<P>>) {
         let (state, epoch) = match &self.phase {
             Phase::Leading(leader) => (PeerState::Leading, leader.established_epoch()),
-            Phase::Learning(learner) if learner.is_observer() => {
-                (PeerState::Observing, learner.serving_epoch())
+            Phase::Learning(learner) if !learner.is_observer() => {
+                (PeerState::Following, learner.serving_epoch())
             }
-            Phase::Learning(learner) => (PeerState::Following, learner.serving_epoch()),
-            Phase::New | Phase::Looking(_) => return,
+            // What an observer says counts for nothing.
+            Phase::Learning(_) | Phase::New | Phase::Looking(_) => return,
         };
         let Some(vote) = self.vote else { return };
         // ZK: `updateElectionVote`. All members of an established ensemble name the same epoch.

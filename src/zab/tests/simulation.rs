@@ -1,0 +1,318 @@
+//! Random runs of a cluster: crashes that lose unflushed writes, partitions, cut links, lost
+//! notifications, purged logs, a wiped disk. Each step is checked; when the faults cease, a write must
+//! commit everywhere.
+//!
+//! A failure names its seed. `SIM_SEED=<n>` runs that one alone, `SIM_SEEDS=<n>` and `SIM_STEPS=<n>`
+//! widen the search, `SIM_PRINT=1` prints every input and output.
+
+mod cluster;
+
+use ringkeeper_proto::ServerId;
+use ringkeeper_zab::{Ensemble, LinkId, Role, Timing};
+
+use cluster::Cluster;
+
+/// SplitMix64: small, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % bound.max(1) as u64).expect("below a usize")
+    }
+
+    fn chance(&mut self, of: usize) -> bool {
+        self.below(of) == 0
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {
+        from.get(self.below(from.len())).copied()
+    }
+}
+
+struct Simulation {
+    cluster: Cluster,
+    random: Random,
+    ids: Vec<ServerId>,
+    /// How often faults come: 0 never, 1 rarely, 3 often.
+    faults: usize,
+}
+
+fn timing() -> Timing {
+    Timing {
+        tick_time: 4,
+        init_limit: 60,
+        sync_limit: 24,
+        election_wait: 4,
+        notification_min: 4,
+        notification_max: 32,
+    }
+}
+
+impl Simulation {
+    fn new(seed: u64) -> Self {
+        let mut random = Random(seed);
+        let voters = [3, 5][random.below(2)];
+        let observers = u64::from(random.chance(3));
+        let config = Ensemble::majority(
+            (1..=voters).map(ServerId),
+            (voters + 1..=voters + observers).map(ServerId),
+        )
+        .unwrap();
+        let cluster = Cluster::new(config, timing());
+        let ids = cluster.nodes.keys().copied().collect();
+        let faults = 1 + random.below(3);
+        Self {
+            cluster,
+            random,
+            ids,
+            faults,
+        }
+    }
+
+    fn run(&mut self, steps: usize) {
+        for id in self.ids.clone() {
+            self.cluster.start(id);
+        }
+        for step in 0..steps {
+            // Calm spells let work get done between storms.
+            let calm = step % 1_500 < 500;
+            self.act();
+            if !calm && self.random.chance(120 / self.faults) {
+                self.fault();
+            }
+            if step % 16 == 0 {
+                self.cluster.check_applied();
+            }
+        }
+    }
+
+    /// Something that is due happens.
+    fn act(&mut self) {
+        let id = self.random.pick(&self.ids).expect("members");
+        match self.random.below(20) {
+            0 => self.cluster.tick(id),
+            1..=2 => {
+                let count = 1 + self
+                    .random
+                    .below(self.cluster.nodes[&id].disk.unflushed().max(1));
+                self.cluster.flush(id, count);
+            }
+            3 => drop(self.cluster.save(id)),
+            4 => drop(self.cluster.install(id)),
+            5..=6 => drop(self.cluster.complete(id)),
+            7 => drop(self.cluster.is_up(id) && self.cluster.connect(id)),
+            8 => {
+                let leads =
+                    |id: &ServerId| matches!(self.cluster.nodes[id].role, Role::Leading { .. });
+                if let Some(leader) = self.ids.iter().copied().find(leads) {
+                    self.cluster.propose(leader);
+                }
+            }
+            9..=11 => {
+                let to = self.random.pick(&self.ids).expect("members");
+                let lose = self.faults > 1 && self.random.chance(20);
+                self.cluster.notify(id, to, lose);
+            }
+            _ => {
+                let links: Vec<LinkId> = self.cluster.links.keys().copied().collect();
+                if let Some(link) = self.random.pick(&links) {
+                    for _ in 0..=self.random.below(4) {
+                        let to_leader = self.random.chance(2);
+                        self.cluster.deliver(link, to_leader);
+                    }
+                }
+            }
+        }
+    }
+
+    fn fault(&mut self) {
+        let id = self.random.pick(&self.ids).expect("members");
+        let other = self.random.pick(&self.ids).expect("members");
+        match self.random.below(14) {
+            0..=1 => {
+                let ops = self
+                    .random
+                    .below(self.cluster.nodes[&id].disk.unflushed() + 1);
+                let saves = self.random.below(2);
+                self.cluster.count("crash");
+                self.cluster.crash(id, ops, saves);
+            }
+            2..=5 => self.cluster.start(id),
+            6 => self.cluster.part(id, other),
+            7..=8 => self.cluster.heal(id, other),
+            9 => {
+                let links: Vec<LinkId> = self.cluster.links.keys().copied().collect();
+                if let Some(link) = self.random.pick(&links) {
+                    self.cluster.cut(link);
+                }
+            }
+            10 => self.cluster.purge(id),
+            11 => self.wipe(id),
+            _ => self.isolate_leader(),
+        }
+    }
+
+    /// A leader that nobody hears goes on proposing: what it logs then is to be cut off later.
+    fn isolate_leader(&mut self) {
+        let leads = |id: &ServerId| matches!(self.cluster.nodes[id].role, Role::Leading { .. });
+        let Some(leader) = self.ids.iter().copied().find(leads) else {
+            return;
+        };
+        for other in self.ids.clone() {
+            self.cluster.part(leader, other);
+        }
+        for _ in 0..=self.random.below(3) {
+            self.cluster.propose(leader);
+        }
+        self.cluster.flush(leader, self.random.below(4));
+        self.cluster.count("leader isolated");
+    }
+
+    /// A disk is replaced by a blank one, unless another one still is blank: what two of three have
+    /// forgotten is gone. Nor if a quorum were blank then, servers that never joined included: that is
+    /// how a new ensemble looks.
+    fn wipe(&mut self, id: ServerId) {
+        let enough = self.cluster.nodes.values().all(|node| !node.disk.wiped);
+        let blank = |other| other == id || self.cluster.nodes[&other].disk.is_blank();
+        let new = self.cluster.config.is_quorum(blank);
+        if enough && !new && self.random.chance(4) && !self.cluster.committed.is_empty() {
+            self.cluster.crash(id, 0, 0);
+            self.cluster.node(id).disk.wipe();
+            self.cluster.count("wiped");
+        }
+    }
+
+    /// Faults cease: within a bounded time every server shows a new write.
+    fn recover(&mut self) {
+        for a in self.ids.clone() {
+            for b in self.ids.clone() {
+                self.cluster.heal(a, b);
+            }
+        }
+        for id in self.ids.clone() {
+            self.cluster.start(id);
+        }
+        let mut written = None;
+        for _ in 0..600 {
+            self.cluster.settle(&[]);
+            for id in self.ids.clone() {
+                // What a former leader had not committed may be gone; then another write follows it.
+                let node = &self.cluster.nodes[&id];
+                let known = node
+                    .disk
+                    .view
+                    .entries()
+                    .any(|(_, value)| Some(*value) == written);
+                if matches!(node.role, Role::Leading { .. }) && !known {
+                    written = self.cluster.propose(id);
+                }
+                self.cluster.tick(id);
+            }
+            let shown = |id: &ServerId| {
+                let applied = &self.cluster.nodes[id].applied;
+                applied.last().map(|(_, value)| *value) == written
+            };
+            if written.is_some() && self.ids.iter().all(shown) {
+                self.cluster.check_applied();
+                return;
+            }
+        }
+        let phases: Vec<_> = self
+            .cluster
+            .nodes
+            .values()
+            .map(|node| {
+                let replica = node.replica.as_ref().expect("started");
+                format!(
+                    "{} {} {:?} {:?}\n",
+                    node.id,
+                    replica.phase_name(),
+                    replica.epochs(),
+                    replica.last_logged()
+                )
+            })
+            .collect();
+        panic!(
+            "no write commits after the faults ceased:\n{}",
+            phases.concat()
+        );
+    }
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
+}
+
+#[test]
+fn random_runs_keep_the_invariants_and_recover() {
+    let (first, seeds) = match number("SIM_SEED", 0) {
+        0 => (1, number("SIM_SEEDS", 300)),
+        seed => (seed, 1),
+    };
+    let steps = usize::try_from(number("SIM_STEPS", 6_000)).unwrap();
+    let mut totals = std::collections::BTreeMap::<&str, u64>::new();
+    for seed in first..first + seeds {
+        let run = std::panic::catch_unwind(|| {
+            let mut simulation = Simulation::new(seed);
+            simulation.cluster.print = number("SIM_PRINT", 0) > 0;
+            simulation.run(steps);
+            simulation.recover();
+            simulation.cluster.stats
+        });
+        match run {
+            Ok(stats) => {
+                for (what, count) in stats {
+                    *totals.entry(what).or_default() += count;
+                }
+            }
+            Err(cause) => {
+                eprintln!(
+                    "SIM_SEED={seed} SIM_STEPS={steps} cargo test -p ringkeeper-zab --test simulation"
+                );
+                std::panic::resume_unwind(cause);
+            }
+        }
+    }
+    eprintln!("{seeds} runs of {steps} steps: {totals:?}");
+    // A run in which nothing happens proves nothing.
+    if seeds >= 100 {
+        let needed = [
+            "committed",
+            "leader",
+            "crash",
+            "wiped",
+            "truncated",
+            "snapshot installed",
+            "history read",
+            "link cut",
+        ];
+        for what in needed {
+            assert!(
+                totals.get(what).copied().unwrap_or(0) >= seeds / 10,
+                "{what} hardly happened"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_makes_the_same_run() {
+    let run = || {
+        let mut simulation = Simulation::new(7);
+        simulation.cluster.trace = Some(Vec::new());
+        simulation.run(3_000);
+        simulation.cluster.trace
+    };
+    assert_eq!(run(), run());
+}
