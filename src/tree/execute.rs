@@ -16,7 +16,7 @@ use ringkeeper_proto::{OpCode, Request, Txn, TxnDigest, TxnHeader, ZkError, Zxid
 
 use crate::apply::Event;
 pub use crate::prepare::{Context, SessionState, Undecodable};
-use crate::prepare::{Prepared, check_txn_len, prepare};
+use crate::prepare::{Prepared, check_multi, check_txn_len, part_of_multi, prepare};
 pub use crate::quota_check::{QuotaKind, QuotaWarning};
 use crate::tree::Tree;
 
@@ -69,15 +69,18 @@ pub fn execute_bytes<'a>(
     context: &Context<'_>,
     events: &mut Vec<Event>,
 ) -> Result<Executed<'a>, ZkError> {
-    match Request::decode(op, body) {
+    let decoded = match Request::decode(op, body) {
+        Ok(Request::Multi(ops)) => check_multi(&ops).map(|()| Request::Multi(ops)),
+        Ok(request) => Ok(request),
+        Err(error) => Err(Undecodable::new(op, &error, context)),
+    };
+    match decoded {
         Ok(request) => Ok(execute(head, zxid, &request, context, events)),
-        Err(error) => match Undecodable::new(op, &error) {
-            Undecodable {
-                error,
-                takes_zxid: true,
-            } => Ok(execute_error(head, zxid, error, context)),
-            Undecodable { error, .. } => Err(error),
-        },
+        Err(Undecodable {
+            error,
+            takes_zxid: true,
+        }) => Ok(execute_error(head, zxid, error, context)),
+        Err(Undecodable { error, .. }) => Err(error),
     }
 }
 
@@ -141,13 +144,16 @@ fn execute_multi<'a>(
     context: &Context<'_>,
     events: &mut Vec<Event>,
 ) -> Executed<'a> {
+    if let Err(Undecodable { error, .. }) = check_multi(ops) {
+        return execute_error(head, zxid, error, context);
+    }
     let header = header_of(OpCode::Multi, zxid, context);
     let events_before = events.len();
     let mut backup = None;
     let mut done = Multi::default();
     let mut failure = None;
     for op in ops {
-        let prepared = match prepare(head, op, context) {
+        let prepared = match prepare(head, &part_of_multi(op), context) {
             Ok(prepared) => prepared,
             Err(error) => {
                 failure = Some(error);

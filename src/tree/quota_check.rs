@@ -68,7 +68,7 @@ pub(crate) fn check(
     let Some(quota) = head.quota_limit_for(path) else {
         return Ok(warnings);
     };
-    // ZK: limits that are not numbers make the write fail as a server error.
+    // ZK: limits that are null or not numbers make the write fail as a server error.
     let limits = quota.limits.ok_or(ZkError::MarshallingError)?;
     let Some(usage) = quota.usage else {
         return Ok(warnings);

@@ -112,7 +112,10 @@ impl Tree {
     }
 
     /// The digest as a transaction carries it.
-    #[expect(clippy::cast_possible_wrap, reason = "the wire's type is a signed long")]
+    #[expect(
+        clippy::cast_possible_wrap,
+        reason = "the wire's type is a signed long"
+    )]
     pub const fn digest_to_wire(&self) -> i64 {
         self.digest as i64
     }
@@ -183,7 +186,9 @@ impl Tree {
 
     /// The sessions that have ephemerals, with how many.
     pub fn ephemeral_owners(&self) -> impl ExactSizeIterator<Item = (SessionId, usize)> {
-        self.owners.iter().map(|owner| (owner.id, owner.paths.len()))
+        self.owners
+            .iter()
+            .map(|owner| (owner.id, owner.paths.len()))
     }
 
     /// The paths of all containers.
@@ -226,7 +231,7 @@ impl Tree {
         let prefix = self.quota_prefix(path)?;
         let track = |name: &str| {
             let node = self.get(&quota_path(prefix, name))?;
-            StatsTrack::parse(node.data().unwrap_or(&[]))
+            StatsTrack::parse(node.data()?)
         };
         Some(Quota {
             prefix: Cow::Borrowed(prefix),
@@ -409,7 +414,10 @@ impl Entry for PathEntry {
     }
 }
 
-#[expect(clippy::cast_sign_loss, reason = "only equality and a fixed order matter")]
+#[expect(
+    clippy::cast_sign_loss,
+    reason = "only equality and a fixed order matter"
+)]
 pub(crate) const fn session_key(session: SessionId) -> Key<'static> {
     Key::number(session.0 as u64)
 }
@@ -442,12 +450,7 @@ fn components(path: &str) -> impl Iterator<Item = &str> {
     path.split('/').filter(|name| !name.is_empty())
 }
 
-fn walk_mut<'t>(
-    root: &'t mut NodeArc,
-    path: &str,
-    nodes: i64,
-    bytes: i64,
-) -> &'t mut NodeArc {
+fn walk_mut<'t>(root: &'t mut NodeArc, path: &str, nodes: i64, bytes: i64) -> &'t mut NodeArc {
     let mut at = root;
     for name in components(path) {
         let extra = node_mut(at)
