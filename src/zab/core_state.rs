@@ -74,7 +74,12 @@ impl CoreState {
 
     /// Whether only a snapshot can bring this server in line.
     pub(crate) const fn must_install(&self) -> bool {
-        self.wants_snapshot || (self.blank && !self.new_ensemble)
+        self.wants_snapshot || self.is_blank()
+    }
+
+    /// Whether this server may have forgotten what it promised and acknowledged.
+    pub(crate) const fn is_blank(&self) -> bool {
+        self.blank && !self.new_ensemble
     }
 
     /// The newest epoch promised to, durable or about to be.

@@ -552,7 +552,11 @@ impl<P: Clone> Leader<P> {
             Message::AckEpoch {
                 current_epoch,
                 last_logged,
+                snapshot,
             } if stage == Stage::Told => {
+                if snapshot {
+                    self.needs_snapshot.insert(from);
+                }
                 return self.promised(core, link, current_epoch, last_logged, outputs);
             }
             Message::Ack { zxid } if progress.is_live() => self.acked(core, link, zxid, outputs),
@@ -814,6 +818,7 @@ fn tell_epoch<P>(
     outputs: &mut Vec<Output<P>>,
 ) {
     progress.stage = Stage::Told;
-    let message = Message::LeaderInfo { epoch };
+    let extended = true;
+    let message = Message::LeaderInfo { epoch, extended };
     outputs.push(Output::Send { link, message });
 }

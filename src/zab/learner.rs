@@ -31,6 +31,8 @@ pub(crate) struct Learner {
     observer: bool,
     link: Option<LinkId>,
     phase: Phase,
+    /// The leader understands more than Apache's.
+    extended: bool,
     heard_at: Moment,
     lost: bool,
 }
@@ -169,6 +171,7 @@ impl Learner {
             observer: !core.config.ensemble.is_voter(core.id()),
             link: None,
             phase: Phase::Connecting,
+            extended: false,
             heard_at: core.now,
             lost: false,
         }
@@ -246,7 +249,8 @@ impl Learner {
     ) -> Result<bool, Violation> {
         let phase = std::mem::replace(&mut self.phase, Phase::Connecting);
         match (phase, message) {
-            (Phase::Introduced, Message::LeaderInfo { epoch }) => {
+            (Phase::Introduced, Message::LeaderInfo { epoch, extended }) => {
+                self.extended = extended;
                 self.leader_info(core, link, epoch, outputs)?;
             }
             (Phase::Promised { epoch }, Message::Diff { .. }) if !core.must_install() => {
@@ -319,10 +323,13 @@ impl Learner {
         outputs: &mut Vec<Output<P>>,
     ) {
         self.phase = Phase::Promised { epoch };
+        // A blank server's promise proves nothing: it has lost what it promised before. One that only
+        // wants a snapshot could promise, but there is no way to tell an Apache leader both.
+        let withheld = core.is_blank() || (core.wants_snapshot && !self.extended);
         let message = Message::AckEpoch {
-            // A blank server's promise proves nothing: it has lost what it promised before.
-            current_epoch: current_epoch.filter(|_| !core.must_install()),
-            last_logged: Some(core.log.last()).filter(|_| !core.must_install()),
+            current_epoch: current_epoch.filter(|_| !withheld),
+            last_logged: Some(core.log.last()).filter(|_| !withheld),
+            snapshot: core.wants_snapshot,
         };
         outputs.push(Output::Send { link, message });
     }

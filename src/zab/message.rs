@@ -51,15 +51,20 @@ pub enum Message<P> {
     LeaderInfo {
         /// Larger than any that a quorum had accepted.
         epoch: Epoch,
+        /// Whether the leader understands what Apache's servers do not (bytes after the packet's four,
+        /// which those ignore).
+        extended: bool,
     },
     /// Learner: I promised to follow no older leader (ACKEPOCH).
     AckEpoch {
         /// The epoch of the last leader whose history it took over; `None` (-1 on the wire) if the
         /// answer does not count as a promise.
         current_epoch: Option<Epoch>,
-        /// The end of its log; `None` (-1 on the wire) if the leader should send a snapshot whatever
-        /// the log holds.
+        /// The end of its log; `None` (-1 on the wire) makes any leader send a snapshot, and takes the
+        /// promise away.
         last_logged: Option<Zxid>,
+        /// Send a snapshot whatever the log holds; for an extended leader only.
+        snapshot: bool,
     },
     /// Leader: you have a prefix of my history; the rest follows (DIFF).
     Diff {

@@ -65,7 +65,7 @@ impl Simulation {
             (1..=voters).map(ServerId),
             (voters + 1..=voters + observers).map(ServerId),
         )
-        .unwrap();
+        .expect("voters");
         let cluster = Cluster::new(config, timing());
         let ids = cluster.nodes.keys().copied().collect();
         let faults = 1 + random.below(3);

@@ -145,6 +145,8 @@ impl Disk {
     pub(crate) fn complete_save(&mut self) -> Option<Epochs> {
         let epochs = self.saves.pop_front()?;
         self.epochs = epochs;
+        // A server that is a member again has a history again.
+        self.wiped &= !epochs.member;
         Some(epochs)
     }
 

@@ -589,12 +589,10 @@ impl Cluster {
     // Invariants.
 
     /// An acknowledgement leaves only when what it says is durable.
-    fn check_send(&mut self, id: ServerId, message: &Message<u32>) {
-        let disk = &mut self.nodes.get_mut(&id).expect("a member").disk;
+    fn check_send(&self, id: ServerId, message: &Message<u32>) {
+        let disk = &self.nodes[&id].disk;
         match message {
             Message::Ack { zxid } if zxid.counter() == 0 => {
-                // From here on it has a history again.
-                disk.wiped = false;
                 assert!(
                     disk.epochs.current >= zxid.epoch(),
                     "{id} acknowledges an epoch not saved"
@@ -610,7 +608,7 @@ impl Cluster {
             } => {
                 assert!(!disk.wiped, "{id} promises with a blank disk");
             }
-            Message::LeaderInfo { epoch } => {
+            Message::LeaderInfo { epoch, .. } => {
                 assert!(
                     disk.epochs.accepted >= *epoch,
                     "{id} leads an epoch not saved"
@@ -673,6 +671,14 @@ impl Cluster {
 
     fn change_role(&mut self, id: ServerId, role: Role) {
         self.node(id).role = role;
+        if role != Role::Looking {
+            // What a snapshot showed already is committed with the epoch.
+            let known = self.committed.len().min(self.nodes[&id].applied.len());
+            let early: Vec<Entry> = self.nodes[&id].applied[known..].to_vec();
+            for entry in early {
+                self.commit_new(id, entry);
+            }
+        }
         match role {
             Role::Leading { epoch } => {
                 let first = *self.leaders.entry(epoch).or_insert(id);
@@ -843,16 +849,18 @@ pub(crate) fn describe(message: &Message<u32>) -> String {
     let name = message.name();
     match message {
         Message::LearnerInfo { accepted_epoch, .. } => format!("{name} accepted {accepted_epoch}"),
-        Message::LeaderInfo { epoch } | Message::NewLeader { epoch, .. } => {
+        Message::LeaderInfo { epoch, .. } | Message::NewLeader { epoch, .. } => {
             format!("{name} {epoch}")
         }
         Message::AckEpoch {
             current_epoch,
             last_logged,
+            snapshot,
         } => {
             let epoch = current_epoch.map_or_else(|| "-".to_owned(), |epoch| epoch.to_string());
             let last = last_logged.map_or_else(|| "-".to_owned(), |last| format!("{last:?}"));
-            format!("{name} current {epoch} last {last}")
+            let snapshot = if *snapshot { " wants a snapshot" } else { "" };
+            format!("{name} current {epoch} last {last}{snapshot}")
         }
         Message::Diff { zxid }
         | Message::Trunc { zxid }
