@@ -10,8 +10,10 @@
 //!   whatever was asked.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 
 use ringkeeper_proto::reply::WriteReply;
+use ringkeeper_proto::txn::record_len;
 use ringkeeper_proto::{OpCode, Request, Txn, TxnDigest, TxnHeader, ZkError, Zxid};
 
 use crate::apply::Event;
@@ -150,7 +152,10 @@ fn execute_multi<'a>(
     let header = header_of(OpCode::Multi, zxid, context);
     let events_before = events.len();
     let mut backup = None;
-    let mut done = Multi::default();
+    let mut done = Multi {
+        len: record_len(&Txn::Multi(Vec::new()), true),
+        ..Multi::default()
+    };
     let mut failure = None;
     for op in ops {
         let prepared = match prepare(head, &part_of_multi(op), context) {
@@ -160,12 +165,13 @@ fn execute_multi<'a>(
                 break;
             }
         };
-        // Many small operations can make one transaction that is too large: stop before it is built.
-        done.len += 8 + prepared.txn.encoded_len();
+        // Many small operations can make one transaction that is too long: stop before it is built.
+        done.len += PART_HEADER_LEN + prepared.txn.encoded_len();
         if done.len > context.settings.txn_len_max {
             failure = Some(ZkError::BadArguments);
             break;
         }
+        // Whatever is applied may have to be taken back by what follows it.
         if backup.is_none() && ops.len() > 1 {
             backup = Some(head.clone());
         }
@@ -174,16 +180,11 @@ fn execute_multi<'a>(
         done.warnings.extend(prepared.warnings);
         done.parts.push((prepared.op, prepared.txn));
     }
-    let txn = Txn::Multi(done.parts);
-    let failure = match failure {
-        None => check_txn_len(&txn, context.settings).err(),
-        failure => failure,
-    };
     let Some(error) = failure else {
         head.set_zxid(zxid.max(head.zxid()));
         return Executed {
             header,
-            txn,
+            txn: Txn::Multi(done.parts),
             outcome: Ok(WriteReply::Multi(done.replies)),
             digest: digest_of(head),
             warnings: done.warnings,
@@ -193,14 +194,11 @@ fn execute_multi<'a>(
         *head = backup;
     }
     events.truncate(events_before);
-    let Txn::Multi(parts) = txn else {
-        return execute_error(head, zxid, error, context);
-    };
     // ZK: a request that makes the server itself fail is no failed multi, but a failed request.
     if error == ZkError::MarshallingError {
         return execute_error(head, zxid, error, context);
     }
-    refuse_multi(head, zxid, ops.len(), parts.len(), error, context)
+    refuse_multi(head, zxid, ops.len(), done.parts.len(), error, context)
 }
 
 /// What has been done of a multi.
@@ -209,9 +207,12 @@ struct Multi<'a> {
     parts: Vec<(OpCode, Txn<'a>)>,
     replies: Vec<(OpCode, Result<WriteReply, i32>)>,
     warnings: Vec<QuotaWarning>,
-    /// Bytes of the parts.
+    /// Bytes of the record.
     len: usize,
 }
+
+/// Bytes before each part of a multi's transaction: its type and its length.
+const PART_HEADER_LEN: usize = 8;
 
 // ZK: the operations before the one that failed say 0, those after it say that they were not tried.
 fn refuse_multi<'a>(
@@ -224,13 +225,16 @@ fn refuse_multi<'a>(
 ) -> Executed<'a> {
     let parts = (0..count).map(|at| {
         let code = match at.cmp(&failed_at) {
-            std::cmp::Ordering::Less => 0,
-            std::cmp::Ordering::Equal => error.code(),
-            std::cmp::Ordering::Greater => ZkError::RuntimeInconsistency.code(),
+            Ordering::Less => 0,
+            Ordering::Equal => error.code(),
+            Ordering::Greater => ZkError::RuntimeInconsistency.code(),
         };
         (OpCode::Error, Txn::Error { code })
     });
     let txn = Txn::Multi(parts.collect());
+    if let Err(error) = check_txn_len(&txn, context.settings) {
+        return execute_error(head, zxid, error, context);
+    }
     let prepared = Prepared::new(OpCode::Multi, txn);
     finish(head, zxid, prepared, context, &mut Vec::new())
 }
