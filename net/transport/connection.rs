@@ -27,6 +27,7 @@ use socket2::{SockRef, Socket};
 use crate::chunk::with_chunk;
 use crate::executor::{sleep, spawn_local};
 use crate::frame::{FrameDecoder, FrameError, LENGTH_BYTES};
+use crate::pulse;
 use crate::socket::StreamSocket;
 
 /// Bounds of a connection.
@@ -51,7 +52,7 @@ impl Default for ConnectionLimits {
     }
 }
 
-/// An accepted connection, before it is split.
+/// An accepted connection, before it is split. Dropping it ends it.
 #[derive(Debug)]
 pub struct Connection {
     shared: Rc<Shared>,
@@ -156,6 +157,7 @@ impl ReadHalf {
                     // Unread bytes would turn the close into a reset, which can overtake the output.
                     continue;
                 }
+                pulse::touch();
                 let total = self.shared.bytes_received.get() + received as u64;
                 self.shared.bytes_received.set(total);
                 if self.frames.buffered() == 0 {
@@ -396,6 +398,13 @@ impl Shared {
             drop(output);
             waiters.into_iter().for_each(Waker::wake);
         }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // The descriptor is closed with the next turn of the reactor, see `StreamSocket::shutdown`.
+        self.socket.shutdown(Shutdown::Both);
     }
 }
 

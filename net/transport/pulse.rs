@@ -2,8 +2,8 @@
 //! has runnable tasks (see [`executor`](crate::executor)) stalls for a moment instead of for ever.
 //!
 //! A pulse beats every few milliseconds while there is work and rarely when there is none. *Work* is
-//! what the server says by [`busy`], and any traffic through this crate's mailboxes, chains and
-//! doorbells; the fast beat outlives it by [`HOLD_BEATS`]. A beat does two things:
+//! what the server says by [`busy`], and any traffic through this crate's connections, mailboxes, chains
+//! and doorbells; the fast beat outlives it by [`HOLD_BEATS`]. A beat does two things:
 //! - by its timer it wakes its own executor, and all that was left runnable there runs;
 //! - it looks at the other executors: where a wake was posted [`KICK_AFTER_NS`] ago, has not been run
 //!   for, and the thread sleeps in the kernel all the same, it kicks (wakes that executor's pulse).
@@ -15,8 +15,9 @@
 //!
 //! A **rescue** is a beat that found work which should have run: a kick as above, or, on its own
 //! executor, a wake posted [`LATE_NS`] or more before the beat was due, whose task ran only when the
-//! beat did, where the time between is not explained by the kernel's books: the thread was neither on a
-//! CPU nor waiting for one, so it was parked. Rescues count in [`counters`], with the
+//! beat did, where the time between is not explained by the kernel's books (the thread was neither on a
+//! CPU nor waiting for one) and is no longer than the two timers let a parked executor sleep (so a
+//! hypervisor that withholds the CPU from a sleeping thread is mostly told apart). Rescues count in [`counters`], with the
 //! longest stall. Work that no wake of this crate announced (a task made runnable by I/O) is rescued
 //! in the same way, but not counted.
 
@@ -73,7 +74,8 @@ pub struct PulseCounters {
     pub kicks: AtomicU64,
     /// The longest stall that a rescue ended, in nanoseconds.
     pub stall_max_ns: AtomicU64,
-    /// Kicks that were withheld because the thread was running or waiting for a CPU, not parked.
+    /// Work that came late for another reason: its thread was running, waited for a CPU, or was denied
+    /// one by the hypervisor.
     pub suspicions: AtomicU64,
 }
 
@@ -145,7 +147,7 @@ pub(crate) struct Pulse {
     heart: Arc<Heart>,
     /// Live [`Busy`] guards.
     outstanding: Cell<usize>,
-    /// Something went through a mailbox, chain or doorbell since the last beat.
+    /// Something came or went since the last beat.
     touched: Cell<bool>,
     /// The pulse task sleeps for the idle period.
     slow: Cell<bool>,
@@ -220,15 +222,20 @@ pub(crate) async fn beat(pulse: Rc<Pulse>) {
         } else {
             pulse.spec.busy
         };
-        let due_ns = now_ns().saturating_add(u64::try_from(period.as_nanos()).unwrap_or(u64::MAX));
+        let period_ns = nanos(period);
+        let due_ns = now_ns().saturating_add(period_ns);
         wait(&pulse, period).await;
         COUNTERS.beats.fetch_add(1, Ordering::Relaxed);
         let now = now_ns();
-        judge_own(&pulse, due_ns);
+        judge_own(&pulse, due_ns, period_ns);
         if hold > 0 {
             kick_stalled(&pulse, now);
         }
     }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Sleeps for `period`, or until a slow pulse is quickened.
@@ -249,15 +256,21 @@ async fn wait(pulse: &Pulse, period: Duration) {
 }
 
 /// Counts a rescue when a task ran only because this beat was due.
-fn judge_own(pulse: &Pulse, due_ns: u64) {
+fn judge_own(pulse: &Pulse, due_ns: u64, period_ns: u64) {
     let accounted_ns = pulse.clock.lap_ns();
     let (Some((posted, ran)), Some(accounted_ns)) = (pulse.latest_run.take(), accounted_ns) else {
         return;
     };
     let came_with_beat = ran >= due_ns && posted.saturating_add(LATE_NS) <= due_ns;
     let unexplained_ns = (ran - posted).saturating_sub(accounted_ns);
-    if came_with_beat && unexplained_ns >= LATE_NS {
+    if !came_with_beat || unexplained_ns < LATE_NS {
+        return;
+    }
+    let parked_ns_max = period_ns.saturating_mul(2).saturating_add(LATE_NS);
+    if unexplained_ns <= parked_ns_max {
         count_rescue(ran - posted);
+    } else {
+        COUNTERS.suspicions.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -307,7 +320,7 @@ pub(crate) fn note_run(posted_ns: u64) {
     });
 }
 
-/// Something is under way from this executor to another.
+/// Something came or went on this executor.
 pub(crate) fn touch() {
     with_current(|pulse| {
         pulse.touched.set(true);
@@ -362,13 +375,13 @@ mod tests {
 
     /// What a beat that was due 1 ms after a wake counts, when `stall` is what the thread did from
     /// the wake until its task ran.
-    fn check(stall: impl FnOnce(), is_rescue: bool) {
+    fn check(period: Duration, stall: impl FnOnce(), is_rescue: bool) {
         let pulse = start(PulseSpec::default());
         let posted = now_ns();
         stall();
         pulse.latest_run.set(Some((posted, now_ns())));
         let before = COUNTERS.rescues.load(Ordering::Relaxed);
-        judge_own(&pulse, posted + 1_000_000);
+        judge_own(&pulse, posted + 1_000_000, nanos(period));
         let after = COUNTERS.rescues.load(Ordering::Relaxed);
         stop(&pulse);
         assert_eq!(after - before, u64::from(is_rescue));
@@ -378,8 +391,13 @@ mod tests {
     #[test]
     fn only_a_parked_thread_counts_as_stalled() {
         let parked = Duration::from_millis(5);
-        check(|| std::thread::sleep(parked), true);
+        let long = Duration::from_secs(10);
+        check(long, || std::thread::sleep(parked), true);
+        // The timers of a parked executor would have gone off long before.
+        let short = Duration::from_millis(1);
+        check(short, || std::thread::sleep(parked), false);
         check(
+            long,
             || {
                 let start = Instant::now();
                 while start.elapsed() < parked {}
@@ -387,6 +405,6 @@ mod tests {
             false,
         );
         // The task ran before the beat was due: something else woke the thread.
-        check(|| (), false);
+        check(long, || (), false);
     }
 }

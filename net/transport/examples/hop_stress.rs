@@ -2,7 +2,7 @@
 //! that parked with work left. Prints round trips, the longest stall, and what the pulses did.
 //!
 //! ```text
-//! cargo run --release -p ringkeeper-transport --example hop_stress -- [seconds] [mode] [clients] [think]
+//! cargo run --release -p ringkeeper-transport --example hop_stress -- [seconds] [mode] [clients] [think] [pulse]
 //! ```
 //! - `seconds`: how long, 10.
 //! - `mode`: `hop` (shard -> mailbox -> core -> chain -> shard, as the server does), `direct` (answered
@@ -10,6 +10,8 @@
 //! - `clients`: connections, each on a thread of its own, 1.
 //! - `think`: the longest pause between two requests in microseconds, 0. The pauses vary, so that
 //!   requests meet the executors at every stage of falling asleep.
+//! - `pulse`: milliseconds between two beats, 2. With a long one, what the pulse is there for shows as
+//!   stalls of that length.
 #![expect(clippy::print_stdout, reason = "it is what an example is for")]
 
 use std::cell::RefCell;
@@ -55,6 +57,7 @@ struct Plan {
     mode: Mode,
     clients: usize,
     think_us: u64,
+    pulse: Duration,
 }
 
 impl Plan {
@@ -69,12 +72,21 @@ impl Plan {
         };
         let clients = args.next().as_deref().unwrap_or("1").parse()?;
         let think_us = args.next().as_deref().unwrap_or("0").parse()?;
+        let pulse_ms = args.next().as_deref().unwrap_or("2").parse()?;
         Ok(Self {
             duration,
             mode,
             clients,
             think_us,
+            pulse: Duration::from_millis(pulse_ms),
         })
+    }
+
+    fn executor(&self, name: &str) -> ExecutorSpec {
+        let mut spec = ExecutorSpec::new(name, None);
+        spec.pulse.busy = self.pulse;
+        spec.pulse.idle = spec.pulse.idle.max(self.pulse);
+        spec
     }
 }
 
@@ -145,14 +157,14 @@ impl Think {
 fn run_mail(plan: Plan) -> Result<Histogram<u64>, Failure> {
     let (to_core, mut core_box) = mailbox::bounded::<u64>(16);
     let (to_shard, mut shard_box) = mailbox::bounded::<u64>(16);
-    let core = spawn_executor(ExecutorSpec::new("core", None), move || async move {
+    let core = spawn_executor(plan.executor("core"), move || async move {
         while let Some(item) = core_box.recv().await {
             if to_shard.send(item).is_err() {
                 break;
             }
         }
     })?;
-    let shard = spawn_executor(ExecutorSpec::new("shard", None), move || async move {
+    let shard = spawn_executor(plan.executor("shard"), move || async move {
         let mut histogram = new_histogram()?;
         let end = Instant::now() + plan.duration;
         let mut start = Instant::now();
@@ -180,11 +192,9 @@ fn run_sockets(plan: Plan) -> Result<Histogram<u64>, Failure> {
     let (to_core, core_box) = mailbox::bounded::<Batch>(4096);
     let mut chain = Chain::new();
     let cursor = chain.cursor();
-    let core = spawn_executor(ExecutorSpec::new("core", None), move || {
-        serve_core(core_box, chain)
-    })?;
+    let core = spawn_executor(plan.executor("core"), move || serve_core(core_box, chain))?;
     let (listening, addr) = mpsc::channel();
-    let shard = spawn_executor(ExecutorSpec::new("shard", None), move || {
+    let shard = spawn_executor(plan.executor("shard"), move || {
         serve_shard(plan, listening, to_core, cursor)
     })?;
     let addr: SocketAddr = addr.recv()?;

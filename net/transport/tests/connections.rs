@@ -342,6 +342,19 @@ fn dropping_the_reader_ends_the_connection_at_once() {
 }
 
 #[test]
+fn dropping_a_connection_ends_it() {
+    let (addr, handle) = server(ConnectionLimits::default(), |mut listener| async move {
+        drop(listener.accept().await.unwrap());
+        let mut next = listener.accept().await.unwrap().split().0;
+        next.recv().await.unwrap()
+    });
+    let mut stream = connect(addr);
+    assert_eq!(stream.read(&mut [0; 8]).unwrap(), 0);
+    drop(connect(addr));
+    assert_eq!(handle.join().unwrap(), 0);
+}
+
+#[test]
 fn a_closed_listener_refuses_and_ends_accept() {
     let (addr, handle) = server(ConnectionLimits::default(), |mut listener| async move {
         let closer = listener.closer();
