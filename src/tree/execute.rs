@@ -17,9 +17,10 @@ use ringkeeper_proto::txn::record_len;
 use ringkeeper_proto::{OpCode, Request, Txn, TxnDigest, TxnHeader, ZkError, Zxid};
 
 use crate::apply::Event;
-pub use crate::prepare::{Context, SessionState, Undecodable};
-use crate::prepare::{Prepared, check_multi, check_txn_len, part_of_multi, prepare};
-pub use crate::quota_check::{QuotaKind, QuotaWarning};
+use crate::prepare::{
+    Context, Prepared, Undecodable, check_multi, check_txn_len, part_of_multi, prepare,
+};
+use crate::quota_check::QuotaWarning;
 use crate::tree::Tree;
 
 /// What came of a request.

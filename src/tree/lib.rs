@@ -31,6 +31,6 @@ pub use execute::Executed;
 pub use node::{CONTAINER_OWNER, Node, NodeKind, TTL_MS_MAX};
 pub use prepare::{Context, SessionState, Undecodable};
 pub use quota::{Quota, StatsTrack};
-pub use quota_check::QuotaWarning;
+pub use quota_check::{QuotaKind, QuotaWarning};
 pub use settings::Settings;
 pub use tree::Tree;

@@ -25,9 +25,9 @@ use ringkeeper_proto::{
     Acl, AclList, Id, OpCode, Perms, Request, SessionId, Txn, TxnHeader, Xid, ZkError,
 };
 use ringkeeper_tree::execute::{
-    Context, Executed, SessionState, execute_bytes, execute_close_session, execute_create_session,
+    Executed, execute_bytes, execute_close_session, execute_create_session,
 };
-use ringkeeper_tree::{Event, Settings, Tree};
+use ringkeeper_tree::{Context, Event, SessionState, Settings, Tree};
 
 #[test]
 fn transactions_replies_and_digests_are_apaches() {
