@@ -84,6 +84,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     let files = &settings.config.files;
     tracing::info!(%address, data = %files.data_dir.display(), log = %files.log_dir.display(),
         shards = placement.shards.len(), "serving");
+    tracing::info!("to try it: zkCli.sh -server {address}");
     let signal = signals.forever().next();
     tracing::info!(signal, "stopping: what is under way is finished first");
     server.stop()?;
