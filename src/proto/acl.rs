@@ -5,7 +5,7 @@ use std::fmt;
 
 use bytes::BufMut;
 
-use crate::jute::{DecodeError, NOT_UTF8, Reader, WriteJute, wire_len};
+use crate::jute::{DecodeError, Reader, WriteJute, wire_len};
 
 /// A set of permissions (`ZooDefs.Perms`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,6 +85,9 @@ pub struct AclList<'a> {
     entries: Cow<'a, [u8]>,
 }
 
+/// What stands for bytes that are not UTF-8.
+const REPLACEMENT: char = '\u{fffd}';
+
 /// One entry of an [`AclList`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AclRef<'a> {
@@ -106,16 +109,21 @@ impl<'a> AclList<'a> {
         let mut is_utf8 = true;
         for _ in 0..count {
             let entry = read_entry(reader)?;
-            is_utf8 &= entry.scheme != NOT_UTF8 && entry.id != NOT_UTF8;
+            is_utf8 &= !(entry.scheme.contains(REPLACEMENT) || entry.id.contains(REPLACEMENT));
         }
         let entries = start.clone().take(reader.at() - start.at())?;
-        if !is_utf8 {
-            return replace_malformed(count, entries).map(Some);
+        if is_utf8 {
+            return Ok(Some(Self {
+                count,
+                entries: Cow::Borrowed(entries),
+            }));
         }
-        Ok(Some(Self {
-            count,
-            entries: Cow::Borrowed(entries),
-        }))
+        // What is stored and compared is what was read, so malformed bytes are replaced for good.
+        let mut again = start;
+        let acls = (0..count).map(|_| Ok(read_entry(&mut again)?.to_acl()));
+        Ok(Some(AclList::new(
+            &acls.collect::<Result<Vec<_>, DecodeError>>()?,
+        )))
     }
 
     /// The list of `acls`.
@@ -211,21 +219,6 @@ impl Acl {
             id: &self.id.id,
         }
     }
-}
-
-/// The list with U+FFFD in place of what is not UTF-8, as Java reads it.
-fn replace_malformed(count: usize, entries: &[u8]) -> Result<AclList<'static>, DecodeError> {
-    let mut reader = Reader::new(entries);
-    let acls = (0..count).map(|_| {
-        let perms = Perms(reader.int()?);
-        let scheme = reader.ustring_lossy()?.unwrap_or_default();
-        let id = reader.ustring_lossy()?.unwrap_or_default();
-        Ok(Acl {
-            perms,
-            id: Id::new(scheme, id),
-        })
-    });
-    Ok(AclList::new(&acls.collect::<Result<Vec<_>, _>>()?))
 }
 
 fn read_entry<'a>(reader: &mut Reader<'a>) -> Result<AclRef<'a>, DecodeError> {

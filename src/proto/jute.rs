@@ -1,10 +1,10 @@
 //! The jute codec: big-endian integers, one-byte booleans, strings and buffers with an `i32` length
 //! (-1 is null), vectors with an `i32` count (-1 is null). Records are their fields, one after another.
 
-use std::borrow::Cow;
-use std::str;
+use std::{fmt, str};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use typed_arena::Arena;
 
 /// Why bytes from outside could not be read as what they should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,7 +35,31 @@ pub enum DecodeError {
     },
 }
 
-/// What a string reads as whose bytes are not UTF-8.
+/// Keeps strings that were malformed, with U+FFFD in place of each malformed sequence, for as long as
+/// what was decoded borrows them. Java reads such bytes so, and takes them for no error. Costs nothing
+/// until there is one.
+pub struct LossyText(Arena<String>);
+
+impl LossyText {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self(Arena::with_capacity(0))
+    }
+}
+
+impl Default for LossyText {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for LossyText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LossyText({})", self.0.len())
+    }
+}
+
+/// What a malformed string reads as where there is no [`LossyText`] to keep it.
 pub const NOT_UTF8: &str = "\u{fffd}";
 
 /// Reads jute fields from a slice, front to back, borrowing strings and buffers from it.
@@ -43,6 +67,7 @@ pub const NOT_UTF8: &str = "\u{fffd}";
 pub struct Reader<'a> {
     rest: &'a [u8],
     len: usize,
+    lossy: Option<&'a LossyText>,
 }
 
 impl<'a> Reader<'a> {
@@ -51,7 +76,14 @@ impl<'a> Reader<'a> {
         Self {
             rest: bytes,
             len: bytes.len(),
+            lossy: None,
         }
+    }
+
+    /// The same, reading malformed strings as Java does.
+    pub const fn lossy(mut self, text: &'a LossyText) -> Self {
+        self.lossy = Some(text);
+        self
     }
 
     /// The next `count` bytes.
@@ -114,19 +146,16 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A string; `None` is null. Bytes that are not UTF-8 read as [`NOT_UTF8`].
-    ///
-    /// ZK: Java replaces each malformed sequence by U+FFFD, so such bytes are a string and no error. No
-    /// path and no name may contain that character, so it makes no difference what stands around it;
-    /// [`Reader::ustring_lossy`] is for the few places where it does.
+    /// A string; `None` is null. Malformed bytes are no error: see [`LossyText`].
     pub fn ustring(&mut self) -> Result<Option<&'a str>, DecodeError> {
         let bytes = self.buffer()?;
-        Ok(bytes.map(|bytes| str::from_utf8(bytes).unwrap_or(NOT_UTF8)))
-    }
-
-    /// A string with U+FFFD in place of what is not UTF-8; `None` is null.
-    pub fn ustring_lossy(&mut self) -> Result<Option<Cow<'a, str>>, DecodeError> {
-        Ok(self.buffer()?.map(String::from_utf8_lossy))
+        Ok(
+            bytes.map(|bytes| match (str::from_utf8(bytes), self.lossy) {
+                (Ok(text), _) => text,
+                (Err(_), Some(text)) => text.0.alloc(String::from_utf8_lossy(bytes).into_owned()),
+                (Err(_), None) => NOT_UTF8,
+            }),
+        )
     }
 
     /// The count of a vector; `None` is null, and what is below null is empty (as in Java's
@@ -284,9 +313,12 @@ mod tests {
             Reader::new(&[0, 0, 0, 1, 0xff]).ustring(),
             Ok(Some(NOT_UTF8))
         );
+        let text = LossyText::new();
         assert_eq!(
-            Reader::new(&[0, 0, 0, 2, b'a', 0xff]).ustring_lossy(),
-            Ok(Some("a\u{fffd}".into()))
+            Reader::new(&[0, 0, 0, 2, b'a', 0xff])
+                .lossy(&text)
+                .ustring(),
+            Ok(Some("a\u{fffd}"))
         );
     }
 

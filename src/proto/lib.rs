@@ -26,7 +26,7 @@ pub mod txn;
 pub use acl::{Acl, AclList, AclRef, Id, Perms};
 pub use error::ZkError;
 pub use ids::{Epoch, ServerId, SessionId, Xid, Zxid};
-pub use jute::{DecodeError, Reader, WriteJute};
+pub use jute::{DecodeError, LossyText, Reader, WriteJute};
 pub use op::OpCode;
 pub use request::{Request, RequestHeader};
 pub use stat::Stat;

@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::acl::AclList;
 use crate::ids::{Xid, Zxid};
-use crate::jute::{DecodeError, NOT_UTF8, Reader, WriteJute, put_frame};
+use crate::jute::{DecodeError, LossyText, NOT_UTF8, Reader, WriteJute, put_frame};
 use crate::op::OpCode;
 
 /// The header of every request but the first, read in place.
@@ -180,6 +180,18 @@ impl<'a> Request<'a> {
     /// ([`DecodeError::Value`] of field `type`).
     pub fn decode(op: OpCode, body: &'a [u8]) -> Result<Self, DecodeError> {
         Self::read(op, &mut Reader::new(body))
+    }
+
+    /// As [`Request::decode`], with malformed strings kept in `text` as Java reads them.
+    ///
+    /// # Errors
+    /// As [`Request::decode`].
+    pub fn decode_lossy(
+        op: OpCode,
+        body: &'a [u8],
+        text: &'a LossyText,
+    ) -> Result<Self, DecodeError> {
+        Self::read(op, &mut Reader::new(body).lossy(text))
     }
 
     fn read(op: OpCode, reader: &mut Reader<'a>) -> Result<Self, DecodeError> {

@@ -19,13 +19,13 @@ use std::task::{Poll, Waker};
 use ringkeeper_config::ContainersConfig;
 use ringkeeper_proto::reply::WriteReply;
 use ringkeeper_proto::txn::{encode_record, record_len};
-use ringkeeper_proto::{OpCode, Request, SessionId, ZkError, Zxid};
+use ringkeeper_proto::{LossyText, OpCode, Request, SessionId, ZkError, Zxid};
 use ringkeeper_storage::{Batch, Disk, StorageError, TxnLog};
 use ringkeeper_transport::Chain;
 use ringkeeper_tree::execute::{
-    Executed, execute, execute_close_session, execute_create_session, execute_error,
+    Executed, execute, execute_bytes, execute_close_session, execute_create_session,
 };
-use ringkeeper_tree::{Context, Event, SessionState, Tree, Undecodable, sweep};
+use ringkeeper_tree::{Context, Event, SessionState, Tree, sweep};
 use ringkeeper_zab::{Input, Output, Replica};
 
 use crate::clock;
@@ -237,20 +237,17 @@ impl<D: Disk> Core<D> {
         };
         let zxid = self.next_zxid();
         let (head, events) = (&mut self.head, &mut self.events);
-        let executed = match Request::decode(op, &write.body) {
-            Ok(request) => execute(head, zxid, &request, &context, events),
+        let text = LossyText::new();
+        let executed = match execute_bytes(head, zxid, op, &write.body, &text, &context, events) {
+            Ok(executed) => executed,
             Err(error) => {
-                let failed = Undecodable::new(op, &error, &context);
-                if !failed.takes_zxid {
-                    let answer = Answer::Write {
-                        to,
-                        xid,
-                        outcome: Err(failed.error),
-                    };
-                    self.step(self.head.zxid(), before, answer);
-                    return;
-                }
-                execute_error(head, zxid, failed.error, &context)
+                let answer = Answer::Write {
+                    to,
+                    xid,
+                    outcome: Err(error),
+                };
+                self.step(self.head.zxid(), before, answer);
+                return;
             }
         };
         if op == OpCode::CloseSession {

@@ -8,7 +8,6 @@
 //!   watch events, its reply. A client sees the event before it can read the change.
 //! - What a batch makes for a connection leaves in one send.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -23,7 +22,7 @@ use ringkeeper_proto::acl::Perms;
 use ringkeeper_proto::connect::ConnectResponse;
 use ringkeeper_proto::jute::{WriteJute, put_frame};
 use ringkeeper_proto::reply::{ReplyHeader, WriteReply, put_header_only, put_watch_event};
-use ringkeeper_proto::{OpCode, Reader, Request, SessionId, Xid, ZkError, Zxid};
+use ringkeeper_proto::{LossyText, OpCode, Reader, Request, SessionId, Xid, ZkError, Zxid};
 use ringkeeper_transport::{Cursor, SendError, WriteHalf, pulse};
 use ringkeeper_tree::session::password_of;
 use ringkeeper_tree::watch::{WatchTable, Watcher};
@@ -543,10 +542,10 @@ impl Shard {
 
 /// The path of a sync. Apache looks at it only when it replies, and so does this.
 fn read_sync(body: &[u8]) -> Result<Option<String>, ZkError> {
-    let path = Reader::new(body)
-        .ustring_lossy()
-        .map_err(|_| ZkError::MarshallingError)?;
-    Ok(path.map(Cow::into_owned))
+    let text = LossyText::new();
+    let path = Reader::new(body).lossy(&text).ustring();
+    path.map(|path| path.map(str::to_owned))
+        .map_err(|_| ZkError::MarshallingError)
 }
 
 /// What it takes to answer a read.
@@ -574,7 +573,8 @@ impl Answering<'_> {
             identities: &read.identities,
         };
         let mut out = client.output.queue();
-        match Request::decode(read.op, &read.body) {
+        let text = LossyText::new();
+        match Request::decode_lossy(read.op, &read.body, &text) {
             Ok(request) => _ = context.reply(xid, &request, &mut out),
             Err(_) => {
                 let error = Err(ZkError::MarshallingError);

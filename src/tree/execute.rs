@@ -14,7 +14,7 @@ use std::cmp::Ordering;
 
 use ringkeeper_proto::reply::WriteReply;
 use ringkeeper_proto::txn::record_len;
-use ringkeeper_proto::{OpCode, Request, Txn, TxnDigest, TxnHeader, ZkError, Zxid};
+use ringkeeper_proto::{LossyText, OpCode, Request, Txn, TxnDigest, TxnHeader, ZkError, Zxid};
 
 use crate::apply::Event;
 use crate::prepare::{
@@ -59,7 +59,8 @@ pub fn execute<'a>(
     }
 }
 
-/// As [`execute`], for a request of kind `op` that is still in the form in which the client sent it.
+/// As [`execute`], for a request of kind `op` that is still in the form in which the client sent it. `text`
+/// keeps what it has of malformed strings.
 ///
 /// # Errors
 /// What the client gets when the request cannot be decoded and no transaction says so: `head` is as
@@ -69,10 +70,11 @@ pub fn execute_bytes<'a>(
     zxid: Zxid,
     op: OpCode,
     body: &'a [u8],
+    text: &'a LossyText,
     context: &Context<'_>,
     events: &mut Vec<Event>,
 ) -> Result<Executed<'a>, ZkError> {
-    let decoded = match Request::decode(op, body) {
+    let decoded = match Request::decode_lossy(op, body, text) {
         Ok(Request::Multi(ops)) => check_multi(&ops).map(|()| Request::Multi(ops)),
         Ok(request) => Ok(request),
         Err(error) => Err(Undecodable::new(op, &error, context)),

@@ -1,5 +1,6 @@
 //! Replays a transaction log that Apache ZooKeeper 3.8.0 wrote (`testdata/make_log.py`) and compares
 //! the digest after every transaction with the one Apache logged.
+#![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use std::collections::BTreeMap;
 
@@ -34,7 +35,11 @@ fn every_digest_of_apaches_log_is_ours() {
         // ZK: PrepRequestProcessor sets no digest when a request fails.
         assert_eq!(digest.is_none(), matches!(txn, Txn::Error { .. }));
         if let Some(digest) = digest {
-            assert_eq!(tree.digest_to_wire(), digest.tree_digest, "{header:?} {txn:?}");
+            assert_eq!(
+                tree.digest_to_wire(),
+                digest.tree_digest,
+                "{header:?} {txn:?}"
+            );
         }
         assert_eq!(tree.zxid(), header.zxid);
         match txn {
@@ -49,7 +54,10 @@ fn every_digest_of_apaches_log_is_ours() {
     assert_eq!(tree.approximate_data_size(), 51665);
     let stats = tree.get("/zookeeper/quota/q/zookeeper_stats").unwrap();
     assert_eq!(stats.data(), Some(&b"count=3,bytes=9"[..]));
-    assert_eq!(tree.containers().collect::<Vec<_>>(), ["/container-that-stays"]);
+    assert_eq!(
+        tree.containers().collect::<Vec<_>>(),
+        ["/container-that-stays"]
+    );
     assert_eq!(tree.ttl_nodes().collect::<Vec<_>>(), ["/ttl-long"]);
     for op in [
         OpCode::Create,

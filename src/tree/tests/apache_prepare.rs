@@ -22,7 +22,7 @@ use rand::{Rng, SeedableRng};
 use ringkeeper_proto::request::CreateRequest;
 use ringkeeper_proto::txn;
 use ringkeeper_proto::{
-    Acl, AclList, Id, OpCode, Perms, Request, SessionId, Txn, TxnHeader, Xid, ZkError,
+    Acl, AclList, Id, LossyText, OpCode, Perms, Request, SessionId, Txn, TxnHeader, Xid, ZkError,
 };
 use ringkeeper_tree::execute::{
     Executed, execute_bytes, execute_close_session, execute_create_session,
@@ -131,7 +131,7 @@ impl World {
         let body = bytes(request[6]);
         let error: i32 = result[2].parse().unwrap();
         let before = self.head.clone();
-        match self.execute(op, &body, &context) {
+        match self.execute(op, &body, &LossyText::new(), &context) {
             Ok(executed) => {
                 assert_eq!(executed.header, expect, "line {}", self.line);
                 let (txn, expect_txn) = (normal(executed.txn), normal(expect_txn));
@@ -162,6 +162,7 @@ impl World {
         &mut self,
         op: OpCode,
         body: &'a [u8],
+        text: &'a LossyText,
         context: &Context<'_>,
     ) -> Result<Executed<'a>, ZkError> {
         let zxid = self.head.zxid().next().unwrap();
@@ -172,7 +173,7 @@ impl World {
                 Ok(execute_create_session(head, zxid, timeout_ms, context))
             }
             OpCode::CloseSession => Ok(execute_close_session(head, zxid, context, events)),
-            _ => execute_bytes(head, zxid, op, body, context, events),
+            _ => execute_bytes(head, zxid, op, body, text, context, events),
         }
     }
 

@@ -14,7 +14,8 @@ use ringkeeper_proto::reply::{EventType, WriteReply};
 use ringkeeper_proto::request::{CreateRequest, SetWatchesRequest};
 use ringkeeper_proto::txn::{CreateKind, decode_record, encode_record, record_len};
 use ringkeeper_proto::{
-    Acl, AclList, Id, OpCode, Perms, Request, SessionId, Txn, TxnHeader, Xid, ZkError, Zxid,
+    Acl, AclList, Id, LossyText, OpCode, Perms, Request, SessionId, Txn, TxnHeader, Xid, ZkError,
+    Zxid,
 };
 use ringkeeper_tree::execute::{
     Executed, execute, execute_bytes, execute_close_session, execute_create_session,
@@ -249,8 +250,17 @@ fn creates_within_a_multi_are_classified_as_in_3_9() {
         Request::Multi(vec![create(OpCode::Create, "/ok", 0), part])
             .encode_frame(Xid(1), &mut frame);
         let before = world.head.zxid();
+        let text = LossyText::new();
         let result = world.with_context(|head, zxid, context, events| {
-            let executed = execute_bytes(head, zxid, OpCode::Multi, &frame[12..], context, events);
+            let executed = execute_bytes(
+                head,
+                zxid,
+                OpCode::Multi,
+                &frame[12..],
+                &text,
+                context,
+                events,
+            );
             executed.map(|executed| executed.outcome)
         });
         if takes_zxid {
@@ -275,8 +285,9 @@ fn what_cannot_be_decoded_takes_a_zxid_only_as_a_multi() {
         (OpCode::Multi, true),
     ] {
         let before = world.head.zxid();
+        let text = LossyText::new();
         let result = world.with_context(|head, zxid, context, events| {
-            execute_bytes(head, zxid, op, &[0, 0], context, events).map(|done| done.outcome)
+            execute_bytes(head, zxid, op, &[0, 0], &text, context, events).map(|done| done.outcome)
         });
         match result {
             Ok(outcome) => assert_eq!(outcome, Err(ZkError::MarshallingError)),
@@ -802,8 +813,9 @@ fn spoilt_requests_do_no_harm() {
         }
         let before = world.head.clone();
         world.events.clear();
+        let text = LossyText::new();
         let executed = world.with_context(|head, zxid, context, events| {
-            execute_bytes(head, zxid, request.op(), &body, context, events)
+            execute_bytes(head, zxid, request.op(), &body, &text, context, events)
         });
         let Ok(executed) = executed else {
             assert_eq!(world.head.zxid(), before.zxid());

@@ -1,5 +1,6 @@
 //! Random transactions on a tree and on a plain model of it: a map from paths to znodes, as Apache's
 //! `DataTree` is. Everything that can be asked must be equal, also of clones that were kept.
+#![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -122,8 +123,17 @@ impl Model {
         })
     }
 
-    fn create(&mut self, header: &TxnHeader, path: &str, data: Option<&[u8]>, acl: AclList<'static>, owner: i64) {
-        let Some((parent, name)) = path.rsplit_once('/') else { return };
+    fn create(
+        &mut self,
+        header: &TxnHeader,
+        path: &str,
+        data: Option<&[u8]>,
+        acl: AclList<'static>,
+        owner: i64,
+    ) {
+        let Some((parent, name)) = path.rsplit_once('/') else {
+            return;
+        };
         if name.is_empty() || !self.nodes.contains_key(parent) {
             return;
         }
@@ -140,9 +150,11 @@ impl Model {
                 ephemeral_owner: owner,
                 ..Stat::default()
             };
-            self.data_size += utf16(path) + data.map_or(0, |data| i64::try_from(data.len()).unwrap());
+            self.data_size +=
+                utf16(path) + data.map_or(0, |data| i64::try_from(data.len()).unwrap());
             let data = data.map(<[u8]>::to_vec);
-            self.nodes.insert(path.to_owned(), Znode { data, acl, stat });
+            self.nodes
+                .insert(path.to_owned(), Znode { data, acl, stat });
         }
         let parent = self.nodes.get_mut(parent).unwrap();
         parent.stat.cversion += 1;
@@ -150,17 +162,23 @@ impl Model {
     }
 
     fn delete(&mut self, header: &TxnHeader, path: &str) {
-        let Some((parent, name)) = path.rsplit_once('/') else { return };
+        let Some((parent, name)) = path.rsplit_once('/') else {
+            return;
+        };
         if name.is_empty() {
             return;
         }
-        let Some(parent) = self.nodes.get_mut(parent) else { return };
+        let Some(parent) = self.nodes.get_mut(parent) else {
+            return;
+        };
         parent.stat.pzxid = parent.stat.pzxid.max(header.zxid.to_wire());
         let mut gone: Vec<String> = self.below(path).map(|(path, _)| path.clone()).collect();
         gone.push(path.to_owned());
         for path in gone {
             if let Some(node) = self.nodes.remove(&path) {
-                let data = node.data.map_or(0, |data| i64::try_from(data.len()).unwrap());
+                let data = node
+                    .data
+                    .map_or(0, |data| i64::try_from(data.len()).unwrap());
                 self.data_size -= utf16(&path) + data;
             }
         }
@@ -168,7 +186,13 @@ impl Model {
 
     fn apply(&mut self, header: &TxnHeader, op: OpCode, txn: &Txn<'_>) {
         match txn {
-            Txn::Create { path, data, acl, kind, .. } => {
+            Txn::Create {
+                path,
+                data,
+                acl,
+                kind,
+                ..
+            } => {
                 let owner = match kind {
                     CreateKind::Plain { ephemeral: true } => header.session.0,
                     CreateKind::Plain { ephemeral: false } => 0,
@@ -178,7 +202,11 @@ impl Model {
                 self.create(header, path, *data, acl.clone().into_owned(), owner);
             }
             Txn::Delete { path } => self.delete(header, path),
-            Txn::SetData { path, data, version } => {
+            Txn::SetData {
+                path,
+                data,
+                version,
+            } => {
                 let key = if path == "/" { "" } else { path };
                 if let Some(node) = self.nodes.get_mut(key) {
                     let old = node.data.as_ref().map_or(0, Vec::len);
@@ -234,7 +262,9 @@ fn check(tree: &Tree, model: &Model) {
     assert_eq!(tree.approximate_data_size(), model.data_size);
     let mut acls = BTreeSet::new();
     for (path, wanted) in &model.nodes {
-        let node = tree.get(path).unwrap_or_else(|| panic!("{path} is missing"));
+        let node = tree
+            .get(path)
+            .unwrap_or_else(|| panic!("{path} is missing"));
         assert_eq!(node.data(), wanted.data.as_deref(), "{path}");
         assert_eq!(tree.acl_of(node).list(), &wanted.acl, "{path}");
         acls.insert(wanted.acl.as_bytes().to_vec());
@@ -258,11 +288,17 @@ fn check(tree: &Tree, model: &Model) {
         assert_eq!(node.ephemeral_owner_raw(), stat.ephemeral_owner);
         let below: Vec<&Znode> = model.below(path).map(|(_, node)| node).collect();
         assert_eq!(node.all_children_number(), below.len() as u64, "{path}");
-        let bytes = below.iter().chain([&wanted]).map(|node| node.data.as_ref().map_or(0, Vec::len));
+        let bytes = below
+            .iter()
+            .chain([&wanted])
+            .map(|node| node.data.as_ref().map_or(0, Vec::len));
         assert_eq!(node.subtree_bytes(), bytes.sum::<usize>() as u64, "{path}");
     }
     assert_eq!(tree.acl_count(), acls.len());
-    let sessions: BTreeMap<i64, i32> = tree.sessions().map(|(id, timeout)| (id.0, timeout)).collect();
+    let sessions: BTreeMap<i64, i32> = tree
+        .sessions()
+        .map(|(id, timeout)| (id.0, timeout))
+        .collect();
     assert_eq!(sessions, model.sessions);
     let mut ephemerals = 0;
     for session in SESSIONS {
@@ -278,7 +314,10 @@ fn check(tree: &Tree, model: &Model) {
     let mut containers: Vec<&str> = tree.containers().collect();
     containers.sort_unstable();
     assert_eq!(containers, model.owned_by(CONTAINER_OWNER));
-    assert_eq!(tree.ttl_nodes().count(), model.owned_by(NodeKind::ttl_owner(9)).len());
+    assert_eq!(
+        tree.ttl_nodes().count(),
+        model.owned_by(NodeKind::ttl_owner(9)).len()
+    );
 }
 
 fn reloaded(tree: &Tree) -> Tree {
@@ -317,9 +356,28 @@ fn txn(model: &Model, (kind, path, which, session, len): Step) -> (OpCode, Txn<'
         }
         // The special znodes are never deleted: requests for that are refused.
         8..=10 if path != "/zookeeper" => (OpCode::Delete, Txn::Delete { path: path.into() }),
-        11..=13 => (OpCode::SetData, Txn::SetData { path: path.into(), data, version }),
-        14..=15 => (OpCode::SetAcl, Txn::SetAcl { path: path.into(), acl: acl(which % 4), version }),
-        16 => (OpCode::CreateSession, Txn::CreateSession { timeout_ms: version }),
+        11..=13 => (
+            OpCode::SetData,
+            Txn::SetData {
+                path: path.into(),
+                data,
+                version,
+            },
+        ),
+        14..=15 => (
+            OpCode::SetAcl,
+            Txn::SetAcl {
+                path: path.into(),
+                acl: acl(which % 4),
+                version,
+            },
+        ),
+        16 => (
+            OpCode::CreateSession,
+            Txn::CreateSession {
+                timeout_ms: version,
+            },
+        ),
         17 => {
             let own = model.owned_by(SESSIONS[usize::from(session) % 3]);
             let paths = (which % 2 == 0).then(|| own.into_iter().map(Into::into).collect());

@@ -4,7 +4,9 @@ use proptest::prelude::*;
 use ringkeeper_proto::txn::CreateKind;
 use ringkeeper_proto::{Acl, AclList, OpCode, SessionId, Txn, TxnHeader, Zxid};
 use ringkeeper_tree::Tree;
-use ringkeeper_tree::snapshot::{CHUNK_LEN, Chunk, SnapshotBuilder, SnapshotEncoder, SnapshotError};
+use ringkeeper_tree::snapshot::{
+    CHUNK_LEN, Chunk, SnapshotBuilder, SnapshotEncoder, SnapshotError,
+};
 
 fn create(tree: &mut Tree, path: &str, data: &[u8], ephemeral: bool) {
     let zxid = Zxid(tree.zxid().0 + 1);
@@ -38,7 +40,12 @@ fn sample() -> Tree {
     }
     create(&mut tree, "/long", &vec![1; CHUNK_LEN + 5], false);
     create(&mut tree, "/zookeeper/quota/wide", b"", false);
-    create(&mut tree, "/zookeeper/quota/wide/zookeeper_limits", b"count=1", false);
+    create(
+        &mut tree,
+        "/zookeeper/quota/wide/zookeeper_limits",
+        b"count=1",
+        false,
+    );
     tree
 }
 
@@ -72,7 +79,11 @@ fn a_tree_of_many_chunks_comes_back() {
     assert_eq!(again.digest(), tree.digest());
     assert_eq!(again.ephemerals_count(), 30);
     assert_eq!(again.quota_prefix("/wide/1"), Some("/wide"));
-    assert_eq!(self::chunks(&again), chunks, "the same tree, the same bytes");
+    assert_eq!(
+        self::chunks(&again),
+        chunks,
+        "the same tree, the same bytes"
+    );
     // It goes on living.
     create(&mut again, "/wide/new", b"", false);
     assert_eq!(again.get("/wide").unwrap().num_children(), 3001);
@@ -83,7 +94,10 @@ fn missing_and_misplaced_chunks_are_noticed() {
     let chunks = chunks(&sample());
     for skip in 0..chunks.len() {
         let some = chunks.iter().enumerate().filter(|(i, _)| *i != skip);
-        assert!(build(some.map(|(_, chunk)| chunk)).is_err(), "without {skip}");
+        assert!(
+            build(some.map(|(_, chunk)| chunk)).is_err(),
+            "without {skip}"
+        );
         let twice = chunks.iter().take(skip + 1).chain(&chunks[skip..]);
         assert!(build(twice).is_err(), "twice {skip}");
     }
