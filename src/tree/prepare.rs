@@ -192,7 +192,9 @@ pub(crate) fn prepare<'a>(
             prepare_set_acl(head, path, acl.as_ref(), *version, context)
         }
         Request::Check { path, version } => prepare_check(head, path, *version, context),
-        Request::Reconfig { .. } if !context.settings.reconfig_enabled => Err(ZkError::ReconfigDisabled),
+        Request::Reconfig { .. } if !context.settings.reconfig_enabled => {
+            Err(ZkError::ReconfigDisabled)
+        }
         Request::Reconfig { .. } => {
             check_session(context)?;
             // ZK: a server without an ensemble has nothing to reconfigure.
