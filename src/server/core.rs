@@ -68,6 +68,8 @@ pub(crate) struct Core<D: Disk> {
     batch: Batch<D::Buffer>,
     steps: Vec<Step>,
     events: Vec<Event>,
+    /// Its number; the first is 1.
+    batches: u64,
     /// Closed batches that wait for their turn to be written.
     to_write: VecDeque<Batch<D::Buffer>>,
     writes_in_flight: usize,
@@ -116,6 +118,7 @@ impl<D: Disk> Core<D> {
             batch,
             steps: Vec::new(),
             events: Vec::new(),
+            batches: 1,
             to_write: VecDeque::new(),
             writes_in_flight: 0,
             sealed: VecDeque::new(),
@@ -200,6 +203,9 @@ impl<D: Disk> Core<D> {
             ..
         } = write;
         self.make_room(write.body.len());
+        let last_batch = self.sessions.note_write(session, self.batches);
+        // Reads that wait behind a write of an earlier batch are answered when that is published.
+        let keep_before = keep_before && last_batch == Some(self.batches);
         let before = keep_before.then(|| self.head.clone());
         if op == OpCode::Sync {
             // Its place in the order is its meaning: everything before it is committed when it is
@@ -221,11 +227,10 @@ impl<D: Disk> Core<D> {
             self.step(self.head.zxid(), before, answer);
             return;
         }
-        let is_open = self.sessions.is_open(session);
         let settings = Arc::clone(&self.settings);
         let context = Context {
             session,
-            session_state: if is_open {
+            session_state: if last_batch.is_some() {
                 SessionState::Live
             } else {
                 SessionState::Closing
@@ -363,6 +368,7 @@ impl<D: Disk> Core<D> {
         if self.steps.is_empty() {
             return;
         }
+        self.batches += 1;
         let publication = Publication {
             tree: self.head.clone(),
             steps: mem::take(&mut self.steps),

@@ -40,6 +40,12 @@ mod threads;
 
 use std::process::ExitCode;
 
+use mimalloc::MiMalloc;
+
+/// Frames are allocated on one core and freed on another all day long; this allocator takes that well.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
 fn main() -> ExitCode {
     command_line::run(serve::run)
 }

@@ -58,6 +58,9 @@ const DESCRIPTORS_MIN: u64 = 512;
 /// File descriptors that are asked for: one per connection, and some for the server itself.
 const DESCRIPTORS_WANTED: u64 = 64 * 1024;
 
+/// ZK: sessions of a standalone server are those of server 1, whatever `myid` says.
+const STANDALONE_SERVER: u64 = 1;
+
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -322,7 +325,7 @@ fn replica(tree: &Tree) -> Replica<()> {
 fn sessions(settings: &Settings, tree: &Tree) -> Sessions {
     let now_ms = clock::monotonic_ms();
     let started_ms = u64::try_from(clock::wall_ms()).unwrap_or(0);
-    let first = initialize_next_session(settings.server_id.into(), started_ms);
+    let first = initialize_next_session(STANDALONE_SERVER, started_ms);
     let mut sessions = Sessions::new(settings.config.ensemble.tick_ms.into(), first);
     for (session, timeout_ms) in tree.sessions() {
         sessions.recovered(session, timeout_ms, now_ms);

@@ -8,6 +8,7 @@
 //!   rounds up to the next tick, and a due session that was touched meanwhile is queued again.
 
 use std::collections::HashMap;
+use std::mem;
 use std::sync::Arc;
 
 use ringkeeper_proto::SessionId;
@@ -25,6 +26,8 @@ pub(crate) struct Session {
     pub(crate) touch: Arc<Touch>,
     /// The connection that holds it, if one does.
     pub(crate) owner: Option<ClientKey>,
+    /// The batch that its last write went into.
+    last_batch: u64,
 }
 
 /// All sessions, and the order in which they are due.
@@ -76,6 +79,7 @@ impl Sessions {
                 timeout_ms,
                 touch: Arc::clone(&touch),
                 owner,
+                last_batch: 0,
             },
         );
         Attached {
@@ -122,9 +126,11 @@ impl Sessions {
         self.sessions.remove(&session)
     }
 
-    /// Whether a session may still ask for something.
-    pub(crate) fn is_open(&self, session: SessionId) -> bool {
-        self.sessions.contains_key(&session)
+    /// Notes that a write of a session goes into `batch`; answers with the batch of the one before, or
+    /// `None` when the session may not ask for anything any more.
+    pub(crate) fn note_write(&mut self, session: SessionId, batch: u64) -> Option<u64> {
+        let entry = self.sessions.get_mut(&session)?;
+        Some(mem::replace(&mut entry.last_batch, batch))
     }
 
     /// The sessions that have expired by `now_ms`. They stay until [`Sessions::close`].

@@ -12,7 +12,7 @@ pub(crate) struct Settings {
     /// Bounds of a session's time-out, in milliseconds.
     pub(crate) session_timeout_ms_min: i32,
     pub(crate) session_timeout_ms_max: i32,
-    /// The number that session ids begin with.
+    /// `myid`; 0 without one.
     pub(crate) server_id: u8,
 }
 
