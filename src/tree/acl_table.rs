@@ -203,7 +203,10 @@ mod tests {
 
     #[test]
     fn what_anyone_may_do_is_known() {
-        assert_eq!(AclHandle::new(AclList::new(&Acl::open())).anyone(), Perms::ALL);
+        assert_eq!(
+            AclHandle::new(AclList::new(&Acl::open())).anyone(),
+            Perms::ALL
+        );
         assert_eq!(AclHandle::new(list("a")).anyone(), Perms::default());
     }
 }

@@ -77,12 +77,7 @@ impl fmt::Debug for Event {
 impl Tree {
     /// Applies a transaction and adds its events. The tree's zxid is the transaction's afterwards,
     /// unless it was larger already.
-    pub fn apply(
-        &mut self,
-        header: &TxnHeader,
-        txn: &Txn<'_>,
-        events: &mut Vec<Event>,
-    ) -> Applied {
+    pub fn apply(&mut self, header: &TxnHeader, txn: &Txn<'_>, events: &mut Vec<Event>) -> Applied {
         let outcome = match txn {
             Txn::Multi(parts) => self.apply_multi(header, parts, events),
             single => self.apply_part(header, header.op, single, events),
@@ -366,12 +361,7 @@ impl Step<'_> {
         }
     }
 
-    fn set_data(
-        &mut self,
-        path: &str,
-        data: Option<&[u8]>,
-        version: i32,
-    ) -> Result<Stat, ZkError> {
+    fn set_data(&mut self, path: &str, data: Option<&[u8]>, version: i32) -> Result<Stat, ZkError> {
         let acl = self.tree.find(path).ok_or(ZkError::NoNode)?.header.acl;
         let grown = self.tree.put_data(path, data);
         let (zxid, time_ms) = (self.zxid.to_wire(), self.time_ms);
@@ -388,12 +378,7 @@ impl Step<'_> {
         stat
     }
 
-    fn set_acl(
-        &mut self,
-        path: &str,
-        acl: &AclList<'_>,
-        version: i32,
-    ) -> Result<Stat, ZkError> {
+    fn set_acl(&mut self, path: &str, acl: &AclList<'_>, version: i32) -> Result<Stat, ZkError> {
         self.tree.find(path).ok_or(ZkError::NoNode)?;
         let acl = self.tree.acls.intern(acl);
         let mut before = acl;
@@ -631,7 +616,10 @@ mod tests {
         for _ in 1..depth {
             let mut parent = node_of("/a", &record);
             crate::node::needs_extra(&mut parent, "/a");
-            assert!(crate::node::adopt_children(&mut parent, vec![Child::new(node)]));
+            assert!(crate::node::adopt_children(
+                &mut parent,
+                vec![Child::new(node)]
+            ));
             node = parent;
         }
         let extra = node_mut(&mut tree.root).own_extra().unwrap();
@@ -659,13 +647,25 @@ mod tests {
             events.iter().map(|event| format!("{event:?}")).collect()
         };
         let events = create(&mut tree, "/a", b"");
-        assert_eq!(shown(events), [r#"0:1 Created "/a""#, r#"0:1 ChildrenChanged "/""#]);
+        assert_eq!(
+            shown(events),
+            [r#"0:1 Created "/a""#, r#"0:1 ChildrenChanged "/""#]
+        );
         let events = create(&mut tree, "/a/b", b"");
-        assert_eq!(shown(events), [r#"0:2 Created "/a/b""#, r#"0:2 ChildrenChanged "/a""#]);
-        assert_eq!(shown(set(&mut tree, "/a", b"x")), [r#"0:3 DataChanged "/a""#]);
+        assert_eq!(
+            shown(events),
+            [r#"0:2 Created "/a/b""#, r#"0:2 ChildrenChanged "/a""#]
+        );
+        assert_eq!(
+            shown(set(&mut tree, "/a", b"x")),
+            [r#"0:3 DataChanged "/a""#]
+        );
         assert_eq!(shown(set(&mut tree, "/", b"x")), [r#"0:4 DataChanged "/""#]);
         let (events, _) = delete(&mut tree, "/a/b");
-        assert_eq!(shown(events), [r#"0:5 Deleted "/a/b""#, r#"0:5 ChildrenChanged "/a""#]);
+        assert_eq!(
+            shown(events),
+            [r#"0:5 Deleted "/a/b""#, r#"0:5 ChildrenChanged "/a""#]
+        );
         let (events, applied) = delete(&mut tree, "/a/b");
         assert_eq!(applied.outcome, Err(ZkError::NoNode.code()));
         assert_eq!(shown(events), Vec::<String>::new());
@@ -699,7 +699,10 @@ mod tests {
         create(&mut tree, stats_path, b"count=0,bytes=0");
         let stats = |tree: &Tree| {
             let node = tree.get(stats_path).unwrap();
-            (String::from_utf8_lossy(node.data().unwrap()).into_owned(), node.stat())
+            (
+                String::from_utf8_lossy(node.data().unwrap()).into_owned(),
+                node.stat(),
+            )
         };
         let (text, stat) = stats(&tree);
         assert_eq!(text, "count=2,bytes=5");
@@ -711,7 +714,10 @@ mod tests {
         assert_eq!((after.version, after.mzxid), (stat.version, stat.mzxid));
         let quota = tree.quota_limit_for("/q/y/z").unwrap();
         assert_eq!(quota.prefix, "/q");
-        assert_eq!(quota.limits.map(|limits| limits.count_hard_limit()), Some(5));
+        assert_eq!(
+            quota.limits.map(|limits| limits.count_hard_limit()),
+            Some(5)
+        );
         assert_eq!(quota.usage.map(|usage| usage.bytes()), Some(4));
         assert_eq!(tree.quota_prefix("/qq"), None);
         let _deleted = delete(&mut tree, "/zookeeper/quota/q/zookeeper_limits");

@@ -91,9 +91,7 @@ fn hash(bytes: &[u8]) -> u32 {
         let mixed = u128::from(state ^ word) * u128::from(FACTOR);
         state = fold(mixed);
     }
-    #[expect(clippy::cast_possible_truncation, reason = "the high half is meant")]
-    let high = (fold(u128::from(state) * u128::from(FACTOR)) >> 32) as u32;
-    high
+    (fold(u128::from(state) * u128::from(FACTOR)) >> 32) as u32
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "both halves are used")]
@@ -569,10 +567,7 @@ fn leaf_of<E>(entries: impl Iterator<Item = E>, len: usize) -> Arc<Leaf<E>> {
         entries,
         left: class_of(len),
     };
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "a leaf has few entries"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "a leaf has few entries")]
     Arc::from_header_and_iter(len as u32, slots)
 }
 
@@ -854,7 +849,11 @@ mod tests {
     fn the_first_write_after_a_clone_copies_one_block_per_level() {
         let mut map = Map::default();
         for i in 0..200_000_u64 {
-            map.insert(Pair(i.wrapping_mul(0x9e37_79b9_7f4a_7c15), String::new(), 0));
+            map.insert(Pair(
+                i.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+                String::new(),
+                0,
+            ));
         }
         let depth = 6;
         let old = map.clone();
@@ -873,7 +872,10 @@ mod tests {
         let a = head_of(b"lock-0000000041");
         let b = head_of(b"lock-0000000042");
         assert_eq!(a + 1, b);
-        assert_ne!(head_of(b"lock-0000000041") >> 32, head_of(b"lick-0000000041") >> 32);
+        assert_ne!(
+            head_of(b"lock-0000000041") >> 32,
+            head_of(b"lick-0000000041") >> 32
+        );
         assert_eq!(head_of(b""), u64::from(hash(b"")) << 32);
     }
 }

@@ -341,7 +341,7 @@ impl SnapshotBuilder {
         let (Some(header), Some(root)) = (self.header, self.root.take()) else {
             return Err(SnapshotError::Order("the header or the root is missing"));
         };
-        self.sessions.sort_by(|a, b| order(a, b));
+        self.sessions.sort_by(order);
         self.sessions.dedup_by_key(|session| session.id);
         let mut tree = Tree {
             root,
@@ -413,7 +413,9 @@ impl SnapshotBuilder {
     /// Ends the znodes that are `depth` or deeper: their children are complete.
     fn close_to(&mut self, depth: usize) -> Result<(), SnapshotError> {
         while self.open.len() > depth {
-            let Some(mut done) = self.open.pop() else { break };
+            let Some(mut done) = self.open.pop() else {
+                break;
+            };
             if !done.children.is_empty() {
                 let children = in_order(done.children)?;
                 if !adopt_children(&mut done.child.node, children) {
@@ -477,12 +479,16 @@ fn set_count(count: usize, out: &mut [u8]) {
 }
 
 fn put_varint(mut value: usize, out: &mut Vec<u8>) {
-    while value >= 0x80 {
-        out.put_u8((value & 0x7f) as u8 | 0x80);
+    loop {
+        #[expect(clippy::cast_possible_truncation, reason = "seven bits are meant")]
+        let low = value as u8 & 0x7f;
         value >>= 7;
+        if value == 0 {
+            out.put_u8(low);
+            return;
+        }
+        out.put_u8(low | 0x80);
     }
-    #[expect(clippy::cast_possible_truncation, reason = "it is below 0x80")]
-    out.put_u8(value as u8);
 }
 
 fn put_node(depth: usize, node: &Inner, out: &mut Vec<u8>) {
@@ -669,7 +675,8 @@ fn read_record<'a>(reader: &mut Reader<'a>) -> Result<(Record<'a>, bool), Snapsh
     let spares = |flag| flags & flag != 0;
     let name_len = varint(reader)?;
     let name = reader.take(name_len)?;
-    let name = str::from_utf8(name).map_err(|_| DecodeError::Utf8 { at: reader.at() })?;
+    let name =
+        str::from_utf8(name).map_err(|_| SnapshotError::Order("a znode's name is not UTF-8"))?;
     let data = match varint(reader)?.checked_sub(1) {
         None => None,
         Some(len) => Some(reader.take(len)?),
