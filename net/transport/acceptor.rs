@@ -30,6 +30,9 @@ const ACCEPT_BURST: u32 = 64;
 /// How long to wait when the system has no descriptor or memory for a connection.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
 
+/// How often that is logged.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Binds `addr` for `shards` listeners (at least one), not listening yet: clients are refused until
 /// [`BoundSocket::listen`]. Port 0 takes a free port, the same for all. `[::]` takes IPv4 too.
 ///
@@ -169,6 +172,7 @@ impl BoundSocket {
             }),
             limits: options.limits,
             burst: 0,
+            reported: None,
         })
     }
 }
@@ -185,7 +189,10 @@ struct Inner {
 pub struct Listener {
     inner: Rc<Inner>,
     limits: ConnectionLimits,
+    /// Accepted since the last wait or turn.
     burst: u32,
+    /// When a shortage was last logged.
+    reported: Option<Instant>,
 }
 
 impl Listener {
@@ -219,18 +226,21 @@ impl Listener {
                         return Some(Connection::new(socket, peer, self.limits));
                     }
                 }
-                Err(error) => self.wait_after(&error).await,
+                Err(error) => self.wait_after(error).await,
             }
         }
     }
 
-    async fn wait_after(&mut self, error: &io::Error) {
-        if error.kind() == io::ErrorKind::WouldBlock {
+    async fn wait_after(&mut self, error: io::Error) {
+        let error = if error.kind() == io::ErrorKind::WouldBlock {
             self.burst = 0;
-            if acceptable(&self.inner.socket).await.is_ok() {
-                return;
+            match acceptable(&self.inner.socket).await {
+                Ok(()) => return,
+                Err(error) => error,
             }
-        }
+        } else {
+            error
+        };
         match error.raw_os_error() {
             // The client has gone again, or the like: the next may be there.
             Some(
@@ -242,9 +252,21 @@ impl Listener {
             ) => self.burst += 1,
             _ if self.inner.is_closed.get() => {}
             _ => {
-                tracing::warn!(addr = %self.inner.addr, %error, "accept connection");
+                self.report(&error);
                 sleep(SHORTAGE_PAUSE).await;
             }
+        }
+    }
+
+    /// Logs a shortage, but not ten times a second.
+    fn report(&mut self, error: &io::Error) {
+        let now = Instant::now();
+        if self
+            .reported
+            .is_none_or(|last| now - last >= REPORT_INTERVAL)
+        {
+            self.reported = Some(now);
+            tracing::warn!(addr = %self.inner.addr, %error, "accept connection: clients wait");
         }
     }
 
