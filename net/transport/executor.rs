@@ -7,7 +7,7 @@
 //!   interrupts a task**: work per poll must be bounded, see [`reactor_turn`]);
 //! - no task queue with a latency requirement: every task runs in the default queue;
 //! - rings of at least [`RING_DEPTH_MIN`] entries, so that the throughput timer stays silent;
-//! - a [`pulse`](crate::pulse) on every executor, since a pending timer always wakes the reactor.
+//! - a [`pulse`] on every executor, since a pending timer always wakes the reactor.
 
 use std::future::{Future, poll_fn};
 use std::panic::resume_unwind;

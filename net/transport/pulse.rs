@@ -3,9 +3,9 @@
 //!
 //! A pulse beats every few milliseconds while there is work and rarely when there is none. *Work* is
 //! what the server says by [`busy`], and any traffic through this crate's connections, mailboxes, chains
-//! and doorbells; the fast beat outlives it by [`HOLD_BEATS`]. A beat does two things:
+//! and doorbells; the fast beat outlives it by `HOLD_BEATS`. A beat does two things:
 //! - by its timer it wakes its own executor, and all that was left runnable there runs;
-//! - it looks at the other executors: where a wake was posted [`KICK_AFTER_NS`] ago, has not been run
+//! - it looks at the other executors: where a wake was posted `KICK_AFTER_NS` ago, has not been run
 //!   for, and the thread sleeps in the kernel all the same, it kicks (wakes that executor's pulse).
 //!   So an idle executor, with its slow beat, is guarded by the one that waits for its answer.
 //!
@@ -14,7 +14,7 @@
 //! period later; it is reached only then.
 //!
 //! A **rescue** is a beat that found work which should have run: a kick as above, or, on its own
-//! executor, a wake posted [`LATE_NS`] or more before the beat was due, whose task ran only when the
+//! executor, a wake posted `LATE_NS` or more before the beat was due, whose task ran only when the
 //! beat did, where the time between is not explained by the kernel's books (the thread was neither on a
 //! CPU nor waiting for one) and is no longer than the two timers let a parked executor sleep (so a
 //! hypervisor that withholds the CPU from a sleeping thread is mostly told apart). Rescues count in [`counters`], with the
