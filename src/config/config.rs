@@ -580,7 +580,7 @@ impl Default for SnapshotConfig {
     fn default() -> Self {
         Self {
             txns_min: 100_000,
-            log_bytes_min: 256 << 20,
+            log_bytes_min: 128 << 20,
             log_bytes_max: Some(4 << 30),
             bytes_per_second_max: Some(64 << 20),
             retain_count: 3,

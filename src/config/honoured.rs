@@ -169,7 +169,7 @@ pub(crate) const KEYS: &[Key] = &[
     int(
         "ringkeeper.snapshotLogSizeInKb",
         Owner::Ringkeeper,
-        "262144",
+        "131072",
         "KiB of log since the last snapshot before which no other is taken; a tree larger than that waits for as much log as its last snapshot had bytes",
         0,
         1 << 40,

@@ -4,8 +4,10 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::sync::atomic::Ordering;
 
 use hdrhistogram::Histogram;
+use ringkeeper_transport::pulse;
 
 use crate::clock;
 use crate::four_letter::version;
@@ -53,9 +55,10 @@ pub(crate) fn answer(report: &Report, links: &Links) -> String {
     lines.integer("node_children_watch_count", stats.events.children);
     lines.integer("stale_sessions_expired", report.core.sessions_expired);
     lines.integer("slow_connections_dropped", stats.dropped_slow);
-    let pulses = || report.shards.iter().map(|shard| &shard.pulse);
-    lines.integer("pulse_rescues", pulses().map(|pulse| pulse.rescues).sum());
-    let stall_max_us = pulses().map(|pulse| pulse.stall_max_us).max().unwrap_or(0);
+    // The pulse counts for the whole process.
+    let pulse = pulse::counters();
+    lines.integer("pulse_rescues", pulse.rescues.load(Ordering::Relaxed));
+    let stall_max_us = pulse.stall_max_ns.load(Ordering::Relaxed) / 1000;
     lines.integer("pulse_stall_max_us", stall_max_us);
     lines.integer("log_lines_dropped", logging::dropped_lines());
     for (name, metric) in &report.core.metrics {

@@ -22,17 +22,6 @@ pub(crate) struct ShardReport {
     pub(crate) watches: Vec<(String, Vec<SessionId>)>,
     /// All watches, of every kind.
     pub(crate) watch_count: usize,
-    /// What the executor's pulse has seen.
-    pub(crate) pulse: PulseReport,
-}
-
-/// What the pulse of one executor has seen.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PulseReport {
-    /// Stalls that it has ended.
-    pub(crate) rescues: u64,
-    /// The longest of them, in microseconds.
-    pub(crate) stall_max_us: u64,
 }
 
 /// What a shard says of one connection.

@@ -41,8 +41,9 @@ use crate::shard_loop::ShardLoop;
 use crate::snapshots::Snapshots;
 use crate::{recovery, replica_loop};
 
-/// Messages that a mailbox holds before its senders hold back.
-const MAILBOX_CAPACITY: usize = 1 << 16;
+/// Messages that a mailbox holds before its senders hold back: of the replica core, and of a shard.
+const CORE_MAILBOX: usize = 1 << 14;
+const SHARD_MAILBOX: usize = 1 << 11;
 
 /// Bytes that may wait for a connection's peer before it is dropped: watch events come whether or not
 /// the client reads.
@@ -115,11 +116,11 @@ impl Server {
         placement: &Placement,
         sockets: Vec<BoundSocket>,
     ) -> anyhow::Result<Self> {
-        let (core, core_inbox) = mailbox::bounded(MAILBOX_CAPACITY);
+        let (core, core_inbox) = mailbox::bounded(CORE_MAILBOX);
         let (shards, inboxes): (Vec<_>, Vec<_>) = placement
             .shards
             .iter()
-            .map(|_| mailbox::bounded(MAILBOX_CAPACITY))
+            .map(|_| mailbox::bounded(SHARD_MAILBOX))
             .unzip();
         let links = Links {
             core,

@@ -15,7 +15,6 @@ use std::mem;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use ringkeeper_proto::acl::Perms;
@@ -23,7 +22,7 @@ use ringkeeper_proto::connect::ConnectResponse;
 use ringkeeper_proto::jute::{WriteJute, put_frame};
 use ringkeeper_proto::reply::{ReplyHeader, WriteReply, put_header_only, put_watch_event};
 use ringkeeper_proto::{LossyText, OpCode, Reader, Request, SessionId, Xid, ZkError, Zxid};
-use ringkeeper_transport::{Cursor, SendError, WriteHalf, pulse};
+use ringkeeper_transport::{Cursor, SendError, WriteHalf};
 use ringkeeper_tree::session::password_of;
 use ringkeeper_tree::watch::{WatchTable, Watcher};
 use ringkeeper_tree::{Event, Tree, acl};
@@ -37,7 +36,7 @@ use crate::messages::{CoreMessage, ShardMessage};
 use crate::outbox::Outbox;
 use crate::publication::{Answer, Attached, ClientKey, Publication, Step};
 use crate::read_path::ReadContext;
-use crate::report::{ConnectionReport, PulseReport, ShardReport, Wanted};
+use crate::report::{ConnectionReport, ShardReport, Wanted};
 use crate::settings::Settings;
 use crate::stats::ShardStats;
 
@@ -525,17 +524,12 @@ impl Shard {
         } else {
             Vec::new()
         };
-        let pulse = pulse::counters();
         ShardReport {
             stats: self.stats.clone(),
             tree: self.tree.clone(),
             connections,
             watches,
             watch_count: self.watches.watch_count(),
-            pulse: PulseReport {
-                rescues: pulse.rescues.load(Ordering::Relaxed),
-                stall_max_us: pulse.stall_max_ns.load(Ordering::Relaxed) / 1000,
-            },
         }
     }
 }

@@ -150,13 +150,13 @@ fn serve(
         links: links.clone(),
         sessionless_max,
     };
-    spawn_local(async move {
+    let reading = async move {
         let (shard, counts) = (Rc::clone(&reader.shard), reader.links.counts.clone());
         reader.run().await;
         shard.borrow_mut().forget(key);
         counts.disconnected(peer.ip());
-    })
-    .detach();
+    };
+    spawn_local(reading).detach();
 }
 
 /// Reads one connection to its end.
@@ -187,8 +187,9 @@ impl Reader {
                     self.output.drained_to(UNSENT_BYTES_PAUSE / 2).await;
                 }
                 Next::Pause => Shard::wait_ready(&self.shard, self.key).await,
-                Next::FourLetterWord(word) => return self.four_letter_word(word).await,
-                Next::End => return self.discard().await,
+                // Boxed: ten thousand idle connections should not each keep room for it.
+                Next::FourLetterWord(word) => return Box::pin(self.four_letter_word(word)).await,
+                Next::End => return Box::pin(self.discard()).await,
             }
         }
     }
@@ -200,7 +201,7 @@ impl Reader {
             self.input.recv().await
         } else {
             let left = self.sessionless_max.saturating_sub(opened.elapsed());
-            match timeout(left, self.input.recv()).await {
+            match Box::pin(timeout(left, self.input.recv())).await {
                 Some(received) => received,
                 None => return false,
             }
@@ -215,7 +216,7 @@ impl Reader {
         let text = four_letter::answer(word, argument, &settings, &self.links).await;
         self.output.queue().extend_from_slice(text.as_bytes());
         self.output.close();
-        self.discard().await;
+        Box::pin(self.discard()).await;
     }
 
     /// Waits until the peer has closed too, or the linger time is over: closing at once would reset the
