@@ -41,6 +41,9 @@ pub enum StorageError {
     /// A write future was dropped before it finished, so what is on disk is unknown.
     #[error("a log write was abandoned before it finished; what reached the disk is unknown")]
     Abandoned,
+    /// The log was closed in order.
+    #[error("the log is closed")]
+    Closed,
     /// Stored bytes are wrong.
     #[error(transparent)]
     Damaged(#[from] Damage),

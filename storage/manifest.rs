@@ -9,7 +9,8 @@
 //!  16 generation   24 store        32 starts      40 accepted   44 current
 //!  48 first segment                56 sequence before           64 checksum before   68 zeros
 //!  72 incarnation before           80 zxid before
-//!  88 snapshots: 64 x (zxid, bytes, digest)
+//!  88 sequence at the clean end        96 checksum there       100 1 if the log was closed in order
+//! 104 snapshots: 64 x (zxid, bytes, digest)
 //! ```
 //!
 //! All numbers are big-endian. The checksum is CRC32C over everything behind it in the block.
@@ -17,6 +18,7 @@
 //! Invariants:
 //! - `current epoch <= accepted epoch`.
 //! - The log holds every record above the zxid of the oldest snapshot listed.
+//! - A clean end is taken back, durably, before the log is written again.
 //! - Snapshots are listed in ascending order of zxid, and only once verified.
 
 use std::{
@@ -34,7 +36,7 @@ use zerocopy::{
 use crate::{
     disk::{BLOCK_BYTES, Disk, DiskBuffer as _},
     error::StorageError,
-    recovery::Chain,
+    recovery::{Chain, CleanEnd},
 };
 
 /// `RKMF`.
@@ -73,10 +75,13 @@ struct RawManifest {
     reserved_after: [u8; 4],
     incarnation_before: U64,
     zxid_before: U64,
+    clean_sequence: U64,
+    clean_checksum: U32,
+    is_clean: U32,
     snapshots: [RawSnapshot; SNAPSHOTS_MAX],
 }
 
-const _: () = assert!(size_of::<RawManifest>() == 88 + SNAPSHOTS_MAX * 24);
+const _: () = assert!(size_of::<RawManifest>() == 104 + SNAPSHOTS_MAX * 24);
 const _: () = assert!(size_of::<RawManifest>() <= BLOCK_BYTES);
 
 /// How far the making of a store has come.
@@ -120,6 +125,8 @@ pub(crate) struct Contents {
     pub(crate) accepted_epoch: Epoch,
     pub(crate) current_epoch: Epoch,
     pub(crate) log_start: LogStart,
+    /// Where the log ended, if it was closed in order and not opened since.
+    pub(crate) clean_end: Option<CleanEnd>,
     pub(crate) snapshots: Vec<SnapshotInfo>,
 }
 
@@ -137,6 +144,7 @@ impl Contents {
                 segment: 1,
                 before: Chain::default(),
             },
+            clean_end: None,
             snapshots: Vec::new(),
         }
     }
@@ -160,6 +168,11 @@ impl Contents {
         raw.checksum_before = U32::new(before.checksum);
         raw.incarnation_before = U64::new(before.incarnation);
         raw.zxid_before = U64::new(before.last_zxid.0);
+        if let Some(end) = self.clean_end {
+            raw.clean_sequence = U64::new(end.sequence);
+            raw.clean_checksum = U32::new(end.checksum);
+            raw.is_clean = U32::new(1);
+        }
         // Registration keeps the list within the maximum.
         raw.snapshot_count =
             u8::try_from(self.snapshots.len().min(SNAPSHOTS_MAX)).unwrap_or(u8::MAX);
@@ -205,6 +218,10 @@ impl Contents {
                     committed: Zxid::ZERO,
                 },
             },
+            clean_end: (raw.is_clean.get() == 1).then(|| CleanEnd {
+                sequence: raw.clean_sequence.get(),
+                checksum: raw.clean_checksum.get(),
+            }),
             snapshots: snapshots
                 .map(|raw| SnapshotInfo {
                     zxid: Zxid(raw.zxid.get()),
@@ -393,6 +410,10 @@ mod tests {
                     committed: Zxid::ZERO,
                 },
             },
+            clean_end: Some(CleanEnd {
+                sequence: 99,
+                checksum: 7,
+            }),
             snapshots: vec![
                 SnapshotInfo {
                     zxid: Zxid(8),

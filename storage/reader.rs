@@ -100,7 +100,7 @@ impl<D: Disk> LogReader<D> {
     }
 
     async fn lost(&mut self) -> StorageError {
-        match self.walk.ending().await {
+        match self.walk.ending(None).await {
             Ok(ending) => {
                 let kind = match ending.decision {
                     Decision::Rot(kind) => kind,

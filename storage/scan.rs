@@ -36,7 +36,7 @@ pub(crate) async fn scan_log<D: Disk>(
     snapshot: Zxid,
 ) -> Result<ScannedLog<D>, OpenError> {
     let listing = Listing::of(&list(disk, dir).await?);
-    let run = contents.starts << 32;
+    let run = (contents.starts + 1) << 32;
     let segments = read_segments(disk, dir, contents, &listing).await?;
     if segments.is_empty() {
         return match contents.phase {
@@ -65,7 +65,7 @@ pub(crate) async fn scan_log<D: Disk>(
         bytes_read += header.stored_bytes() as u64;
         committed = committed.max(header.committed).min(header.last_zxid);
     }
-    let ending = walk.ending().await?;
+    let ending = walk.ending(contents.clean_end).await?;
     let tail = judge(&walk, &ending)?;
     let chain = walk.chain();
     walk.close().await;

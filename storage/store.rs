@@ -211,11 +211,17 @@ impl<D: Disk> Store<D> {
         if fresh {
             start_anew(&disk, &log).await?;
         }
-        // The incarnations of this run are above those of all runs before, durably so before the first use.
-        manifest.update(|contents| contents.starts += 1).await?;
         let snapshots = find_snapshots(&disk, &data, manifest.contents()).await?;
         let newest = snapshots.first().map_or(Zxid::ZERO, |info| info.zxid);
         let found = scan_log(&disk, &log, &options, manifest.contents(), newest).await?;
+        // The incarnations of this run are above those of all runs before, and a clean end counts once:
+        // both durably before the log is written again, and not before it has been judged.
+        manifest
+            .update(|contents| {
+                contents.starts += 1;
+                contents.clean_end = None;
+            })
+            .await?;
         let tail = found.tail;
         let recovered = Recovered {
             fresh,
@@ -265,6 +271,22 @@ impl<D: Disk> Store<D> {
                 contents.current_epoch = current;
             })
             .await
+    }
+
+    /// Notes in the manifest where the log ends, so that the next start need not look behind the end, and
+    /// damage to the last batch is told from a torn write even without a seal.
+    ///
+    /// For an orderly stop, when all writes have been answered. Returns whether it did: it does nothing
+    /// while writes are in flight or after a failure. From then on writes answer [`StorageError::Closed`].
+    pub async fn close(&self) -> Result<bool, StorageError> {
+        let mut manifest = self.inner.manifest.lock().await;
+        let Some(end) = self.inner.log.close() else {
+            return Ok(false);
+        };
+        manifest
+            .update(|contents| contents.clean_end = Some(end))
+            .await?;
+        Ok(true)
     }
 
     /// Lists a snapshot whose file is complete, flushed and verified (see

@@ -29,7 +29,7 @@ use crate::{
     disk::{BLOCK_BYTES, Disk, round_up},
     error::{StorageError, is_no_space},
     reader::LogReader,
-    recovery::{Chain, Void},
+    recovery::{Chain, CleanEnd, Void},
     segment::{FIRST_BATCH, Segment, SegmentHeader, SegmentMeta, Turn, spare_path},
     stats::LogStats,
     store::LogOptions,
@@ -513,6 +513,21 @@ impl<D: Disk> Shared<D> {
             Some(error) if left < self.options.admitted_reserve() => Err(error.clone()),
             _ => Ok(()),
         }
+    }
+
+    /// Ends writing, and says where the log ends; `None` while that is not known.
+    pub(crate) fn close(&self) -> Option<CleanEnd> {
+        let state = self.state.borrow();
+        if state.latched.is_some() || !state.in_flight.is_empty() {
+            return None;
+        }
+        let end = CleanEnd {
+            sequence: state.durable_sequence,
+            checksum: state.previous,
+        };
+        drop(state);
+        self.latch(StorageError::Closed);
+        Some(end)
     }
 
     fn is_latched(&self) -> bool {

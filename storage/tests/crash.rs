@@ -181,6 +181,17 @@ async fn workload(disk: SimDisk, model: Shared) -> Option<()> {
         append(&disk, &mut log, &model, &[zxid]);
     }
     settle(&mut log).await;
+    assert!(store.close().await.expect("close"));
+    drop((store, log));
+    // A second run of the server, which takes the clean end back.
+    let opened = Store::open(disk.clone(), &dirs(), options())
+        .await
+        .expect("open again");
+    let Opened { store, mut log, .. } = opened;
+    append(&disk, &mut log, &model, &[38, 39]);
+    append(&disk, &mut log, &model, &[40]);
+    settle(&mut log).await;
+    assert!(store.close().await.expect("close"));
     Some(())
 }
 

@@ -283,6 +283,50 @@ fn a_damaged_last_batch_is_cut_unless_a_seal_attests_it() {
 }
 
 #[test]
+fn a_log_that_was_closed_in_order_has_no_window() {
+    let (disk, opened) = filled(4);
+    let store = opened.store.clone();
+    assert!(
+        disk.run(async move { store.close().await.expect("close") })
+            .expect("an end")
+    );
+    let mut log = opened.log;
+    let refused = write(&disk, &mut log, 5).expect_err("closed");
+    assert!(matches!(refused, StorageError::Closed));
+    drop((opened.store, log));
+
+    // Damage to the last batch, which no seal attests, is not taken for a torn write, however often one tries.
+    flip(&disk, &segment(1), place(4) + 150, 1);
+    for _ in 0..2 {
+        expect_damage(&disk, DamageKind::Checksum, place(4), 3, None);
+    }
+    flip(&disk, &segment(1), place(4) + 150, 1);
+    let mut opened = open(&disk).expect("open");
+    assert_eq!(opened.recovered.tail, Tail::Clean);
+    write(&disk, &mut opened.log, 5).expect("write");
+    drop(opened);
+    // The clean end is used up: what was written since is there.
+    assert_eq!(zxids(&disk, open(&disk).expect("open")), [1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn a_close_with_writes_in_flight_does_nothing() {
+    let (disk, mut opened) = filled(1);
+    disk.hold_completions(true);
+    let written = hand_over(&mut opened.log, 2);
+    disk.spawn(async move { assert_eq!(written.await.expect("write"), Zxid(2)) });
+    assert_eq!(disk.run(std::future::pending::<()>()), None);
+    let store = opened.store.clone();
+    assert_eq!(
+        disk.run(async move { store.close().await.expect("close") }),
+        Some(false)
+    );
+    disk.hold_completions(false);
+    assert_eq!(disk.run(std::future::pending::<()>()), None);
+    assert_eq!(opened.log.durable_through(), Zxid(2));
+}
+
+#[test]
 fn a_write_that_the_disk_lost_is_missed() {
     let (disk, mut opened) = filled(2);
     disk.inject(0, Fault::LostWrite);
