@@ -38,8 +38,8 @@ pub enum StorageError {
         /// Bytes that are free.
         available: u64,
     },
-    /// A write future was dropped before it finished, so what is on disk is unknown.
-    #[error("a log write was abandoned before it finished; what reached the disk is unknown")]
+    /// The future of a durable write was dropped before it finished, so what is on disk is unknown.
+    #[error("a durable write was abandoned before it finished; what reached the disk is unknown")]
     Abandoned,
     /// The log was closed in order.
     #[error("the log is closed")]

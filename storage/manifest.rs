@@ -343,7 +343,8 @@ impl<D: Disk> Manifest<D> {
         &self.contents
     }
 
-    /// Changes the contents, durably: both copies hold the change when this returns.
+    /// Changes the contents, durably: both copies hold the change when this returns. Dropped half-way, it
+    /// leaves the manifest failed: a write that nobody waits for may still land, even over a later one.
     pub(crate) async fn update(
         &mut self,
         change: impl FnOnce(&mut Contents),
@@ -358,6 +359,7 @@ impl<D: Disk> Manifest<D> {
         let bytes = self.buffer.bytes_mut();
         bytes.fill(0);
         bytes[..size_of::<RawManifest>()].copy_from_slice(raw.as_bytes());
+        self.failed = Some(StorageError::Abandoned);
         // One after the other: while one copy is torn by a crash, the other is whole.
         for (path, file) in &self.copies {
             if let Err(error) = self.disk.write_durable_at(file, 0, &self.buffer).await {
@@ -366,6 +368,7 @@ impl<D: Disk> Manifest<D> {
                 return Err(error);
             }
         }
+        self.failed = None;
         self.contents = contents;
         Ok(())
     }

@@ -169,6 +169,9 @@ impl Recovered {
 }
 
 /// An open data directory: epochs, snapshots, purge. Cheap to clone.
+///
+/// The futures of its methods that change something must run to their end: dropped half-way they leave the
+/// manifest failed with [`StorageError::Abandoned`], and every later change is refused.
 pub struct Store<D: Disk> {
     pub(crate) inner: Rc<StoreInner<D>>,
 }

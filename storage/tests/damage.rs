@@ -478,6 +478,28 @@ fn one_good_copy_of_the_manifest_is_enough() {
 }
 
 #[test]
+fn a_change_of_the_manifest_dropped_half_way_fails_it() {
+    let (disk, opened) = filled(1);
+    let epochs = |epoch: u32| {
+        let (store, epoch) = (opened.store.clone(), ringkeeper_proto::Epoch(epoch));
+        async move { store.save_epochs(epoch, epoch).await }
+    };
+    disk.run(epochs(3)).expect("an end").expect("save epochs");
+    disk.hold_completions(true);
+    // Stalls while it is held, and is dropped there.
+    assert!(disk.run(epochs(4)).is_none());
+    disk.hold_completions(false);
+    let refused = disk
+        .run(epochs(5))
+        .expect("an end")
+        .expect_err("nobody knows what was written");
+    assert!(matches!(refused, StorageError::Abandoned));
+    drop(opened);
+    let found = open(&disk).expect("open").recovered.accepted_epoch.0;
+    assert!((3..=4).contains(&found), "{found}");
+}
+
+#[test]
 fn a_missing_segment_is_reported() {
     let (disk, mut opened) = filled(1);
     for zxid in 2..=40 {
