@@ -264,6 +264,8 @@ fn signature(step: &Step, theirs: Option<&Seen>, ours: Option<&Seen>) -> String 
         Step::Stranger { what, .. } => format!("stranger {what}"),
         Step::Drop { .. } => "drop".to_owned(),
         Step::Expire { .. } => "expire".to_owned(),
+        Step::Sweep { .. } => "sweep".to_owned(),
+        Step::Restart => "restart".to_owned(),
     };
     format!("{what}: {} | {}", name(theirs), name(ours))
 }

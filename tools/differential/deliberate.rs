@@ -4,7 +4,8 @@
 //! A rule says exactly what may differ; everything else about the step is still compared. Each use is
 //! counted, so that a rule which nothing needs any more shows.
 
-use ringkeeper_proto::{OpCode, Request, ZkError};
+use ringkeeper_proto::request::MultiHeader;
+use ringkeeper_proto::{Acl, DecodeError, OpCode, Reader, Request, ZkError};
 
 use crate::compare::Sides;
 use crate::decode::SURROGATES;
@@ -412,16 +413,63 @@ fn malformed_zxid(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
     else {
         return false;
     };
-    let is_spoiled_write = context.call(*call).is_some_and(|call| {
-        call.spoiled.is_some()
-            && call
-                .op()
-                .is_some_and(|op| op.is_write() && op != OpCode::Multi)
+    let is_odd = context.call(*call).is_some_and(|call| match call.op() {
+        Some(OpCode::Multi) => has_null_acl(&call.body),
+        Some(op) => op.is_write() && call.spoiled.is_some(),
+        None => false,
     });
-    is_spoiled_write
+    is_odd
         && *error == ZkError::MarshallingError.code()
         && (xid, error, body) == (our_xid, our_error, our_body)
         && *zxid == our_zxid + 1
+}
+
+// ZK: CreateOptions throws for it, before the multi has a header and with it a zxid.
+fn has_null_acl(multi: &[u8]) -> bool {
+    let mut reader = Reader::new(multi);
+    loop {
+        match part_has_null_acl(&mut reader) {
+            Ok(Some(false)) => {}
+            Ok(Some(true)) => return true,
+            Ok(None) | Err(_) => return false,
+        }
+    }
+}
+
+/// Whether the next operation of a multi is a create with a null ACL; `None` at the end.
+fn part_has_null_acl(reader: &mut Reader<'_>) -> Result<Option<bool>, DecodeError> {
+    let header = MultiHeader::decode(reader)?;
+    if header.done {
+        return Ok(None);
+    }
+    let _path = reader.buffer()?;
+    let op = OpCode::from_code(header.op);
+    match op {
+        Some(OpCode::Create | OpCode::Create2 | OpCode::CreateContainer | OpCode::CreateTtl) => {
+            let _data = reader.buffer()?;
+            let Some(count) = reader.count(Acl::LEN_MIN)? else {
+                return Ok(Some(op != Some(OpCode::CreateTtl)));
+            };
+            for _ in 0..count {
+                let _perms = reader.int()?;
+                let (_scheme, _id) = (reader.buffer()?, reader.buffer()?);
+            }
+            let _flags = reader.int()?;
+            if op == Some(OpCode::CreateTtl) {
+                let _ttl = reader.long()?;
+            }
+        }
+        Some(OpCode::SetData) => {
+            let (_data, _version) = (reader.buffer()?, reader.int()?);
+        }
+        Some(OpCode::Delete | OpCode::Check) => {
+            let _version = reader.int()?;
+        }
+        _ => {
+            let _watch = reader.bool()?;
+        }
+    }
+    Ok(Some(false))
 }
 
 fn multi_create2(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {

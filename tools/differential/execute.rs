@@ -6,6 +6,7 @@
 //! the script has left, sessions included, so that nothing of it ends in the background later.
 
 use std::net::SocketAddr;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
@@ -19,13 +20,15 @@ use crate::client::{Arrival, Connection, PATIENCE};
 use crate::decode::Lens;
 use crate::observation::{Data, Offset, Seen, StepSeen, Transcript};
 use crate::script::{Call, Hello, LastSeen, Password, SLOTS, Script, SessionOf, Since, Step};
-use crate::servers::{SUPER_PASSWORD, TICK_MS};
+use crate::servers::{SUPER_PASSWORD, Server, TICK_MS};
 
 /// The znodes that no script makes or removes, but many look at.
 const LASTING: [&str; 4] = ["/", "/zookeeper", "/zookeeper/quota", "/zookeeper/config"];
 /// A session may live two ticks longer than its time-out, and the machine may be slow.
 const EXPIRY_SLACK: Duration = Duration::from_millis(2 * TICK_MS as u64 + 1_500);
 
+/// How long something may take that the servers do of their own accord.
+const AWAIT_LIMIT: Duration = Duration::from_secs(5);
 /// How long a close may follow its reply.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -63,7 +66,7 @@ impl Executor {
     ///
     /// # Errors
     /// When the server cannot be reached or does not serve the control session: it is of no use any more.
-    pub(crate) fn run(&mut self, script: &Script) -> Result<Transcript> {
+    pub(crate) fn run(&mut self, server: &mut Server, script: &Script) -> Result<Transcript> {
         self.control.create(&script.root)?;
         let mut lens = Lens {
             start_ms: now_ms(),
@@ -84,7 +87,20 @@ impl Executor {
         };
         let mut transcript = Transcript::default();
         for step in &script.steps {
-            let seen = run.step(step)?;
+            let seen = match step {
+                Step::Restart => {
+                    run.slots.iter_mut().for_each(|slot| slot.connection = None);
+                    server.restart()?;
+                    self.control.reopen(self.server)?;
+                    StepSeen::default()
+                }
+                Step::Sweep { slot, call, path } => {
+                    let mut seen = run.burst(*slot, std::slice::from_ref(call));
+                    seen.push(self.control.await_end(path)?);
+                    run.look_around(Some(*slot), seen)
+                }
+                _ => run.step(step)?,
+            };
             run.note_zxid(&seen);
             transcript.steps.push(seen);
         }
@@ -145,6 +161,7 @@ impl Run {
                 self.slots[*slot].connection = None;
                 (Some(*slot), Vec::new())
             }
+            Step::Restart | Step::Sweep { .. } => (None, Vec::new()),
             Step::Expire {
                 slot,
                 watcher,
@@ -407,13 +424,7 @@ impl Run {
         if hang_up {
             self.slots[slot].connection = None;
         }
-        let mut seen = Vec::new();
-        if let Some(connection) = &mut self.slots[watcher].connection {
-            match connection.next_within(timeout + EXPIRY_SLACK)? {
-                Arrival::Frame(frame) => seen.push(self.lens.event(&frame)),
-                other => seen.push(end_of(other)),
-            }
-        }
+        let mut seen = self.await_event(watcher, timeout + EXPIRY_SLACK)?;
         // The last request may have touched the session a little before we started to wait.
         let early = timeout.saturating_sub(Duration::from_millis(100));
         seen.insert(
@@ -426,6 +437,16 @@ impl Run {
         );
         seen.extend(self.ping(watcher));
         Ok(self.look_around(Some(watcher), seen))
+    }
+
+    fn await_event(&mut self, watcher: usize, limit: Duration) -> Result<Vec<Seen>> {
+        let Some(connection) = &mut self.slots[watcher].connection else {
+            return Ok(Vec::new());
+        };
+        Ok(vec![match connection.next_within(limit)? {
+            Arrival::Frame(frame) => self.lens.event(&frame),
+            other => end_of(other),
+        }])
     }
 
     /// Closes every session that the script has left.
@@ -455,30 +476,53 @@ impl Run {
 #[derive(Debug)]
 struct Control {
     connection: Connection,
+    session: SessionId,
+    password: [u8; PASSWORD_LEN],
     xid: i32,
 }
 
 impl Control {
     fn open(server: SocketAddr) -> Result<Self> {
-        let mut connection = Connection::open(server)?;
+        let mut control = Self {
+            connection: Connection::open(server)?,
+            session: SessionId::NONE,
+            password: [0; PASSWORD_LEN],
+            xid: 0,
+        };
+        control.connect()?;
+        Ok(control)
+    }
+
+    /// Takes the session up again: a new one would use a zxid, and the old one another at its end.
+    fn reopen(&mut self, server: SocketAddr) -> Result<()> {
+        self.connection = Connection::open(server)?;
+        self.connect()
+    }
+
+    fn connect(&mut self) -> Result<()> {
         let mut out = bytes::BytesMut::new();
         ConnectRequest {
             protocol_version: 0,
             last_zxid_seen: Zxid::ZERO,
             timeout_ms: i32::MAX,
-            session: SessionId::NONE,
-            password: &[0; PASSWORD_LEN],
+            session: self.session,
+            password: &self.password,
             read_only: Some(false),
         }
         .encode_frame(&mut out);
-        connection.send(&out);
-        match connection.next() {
-            Arrival::Frame(_) => {}
+        self.connection.send(&out);
+        let frame = match self.connection.next() {
+            Arrival::Frame(frame) => frame,
             other => bail!("the control session got {other:?} for its connect request"),
+        };
+        let response = ConnectResponse::decode(&mut Reader::new(&frame))?;
+        if response.session == SessionId::NONE {
+            bail!("the control session is gone");
         }
-        let mut control = Self { connection, xid: 0 };
+        self.session = response.session;
+        self.password = response.password;
         let auth = format!("super:{SUPER_PASSWORD}");
-        let replies = control.ask(&[Request::Auth {
+        let replies = self.ask(&[Request::Auth {
             kind: 0,
             scheme: "digest",
             auth: auth.as_bytes(),
@@ -486,7 +530,7 @@ impl Control {
         if replies.iter().any(|reply| reply.error != 0) {
             bail!("the control session is not accepted as super user");
         }
-        Ok(control)
+        Ok(())
     }
 
     /// Sends the requests in one write and waits for all replies.
@@ -532,6 +576,20 @@ impl Control {
             Some(reply) if reply.error == 0 => Ok(()),
             reply => bail!("create of {path} got {reply:?}"),
         }
+    }
+
+    /// Waits until `path` is no more.
+    fn await_end(&mut self, path: &str) -> Result<Seen> {
+        const NO_NODE: i32 = ZkError::NoNode.code();
+        let start = Instant::now();
+        while start.elapsed() < AWAIT_LIMIT {
+            let replies = self.ask(&[Request::Exists { path, watch: false }])?;
+            if replies.iter().any(|reply| reply.error == NO_NODE) {
+                return Ok(Seen::Expired("in time"));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(Seen::Expired("too late"))
     }
 
     fn last_zxid(&mut self) -> Result<i64> {

@@ -6,6 +6,7 @@
 
 mod aim;
 mod flavour;
+mod lasting;
 mod model;
 mod sessions;
 mod spoil;
@@ -20,6 +21,7 @@ use ringkeeper_proto::{Acl, Id, OpCode, Perms};
 
 use crate::identity::digest_id;
 use crate::script::{Call, Hello, SLOTS, Script, Step};
+use crate::servers::Settings;
 use aim::Aim;
 use model::{Model, Who, Znode};
 
@@ -52,8 +54,8 @@ struct Generator {
     aims: Vec<Aim>,
 }
 
-/// The script of this seed and number.
-pub(crate) fn script(seed: u64, index: u64) -> Script {
+/// The script of this seed and number, for servers with these settings.
+pub(crate) fn script(seed: u64, index: u64, settings: Settings) -> Script {
     let root = Script::root_of(index);
     let mut generator = Generator {
         rng: StdRng::seed_from_u64(seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
@@ -65,7 +67,11 @@ pub(crate) fn script(seed: u64, index: u64) -> Script {
         mixes_watch_modes: false,
         aims: aim::aims(),
     };
-    generator.fill();
+    if settings == Settings::Sweeping {
+        generator.sweeps();
+    } else {
+        generator.fill();
+    }
     Script {
         seed,
         index,
@@ -352,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_seed_always_makes_the_same_script() {
-        let text = |index| format!("{:?}", script(7, index).steps);
+        let text = |index| format!("{:?}", script(7, index, Settings::Full).steps);
         for index in 0..50 {
             assert_eq!(text(index), text(index));
         }

@@ -113,15 +113,17 @@ fn run_settings(
     report: &mut Report,
 ) -> Result<()> {
     let mut pair = Pair::start(oracle, subject, settings)?;
+    let (eighth, sweeping) = (arguments.operations / 8, arguments.operations / 100);
     let share = match settings {
-        Settings::Full => arguments.operations - arguments.operations / 8,
-        Settings::Sparse => arguments.operations / 8,
+        Settings::Full => arguments.operations - eighth - sweeping,
+        Settings::Sparse => eighth,
+        Settings::Sweeping => sweeping,
     };
     let goal = report.operations + share;
     let mut scripts = (0..).filter(|index| settings_of(*index) == settings);
     while report.operations < goal && report.kinds() < arguments.differences {
         let Some(index) = scripts.next() else { break };
-        let script = generate::script(arguments.seed, index);
+        let script = generate::script(arguments.seed, index, settings);
         pair.check(&script, report)?;
     }
     Ok(())
@@ -134,7 +136,7 @@ fn run_one(
     index: u64,
 ) -> Result<ExitCode> {
     let settings = settings_of(index);
-    let script: Script = generate::script(arguments.seed, index);
+    let script: Script = generate::script(arguments.seed, index, settings);
     let mut pair = Pair::start(oracle, subject, settings)?;
     if arguments.trace {
         let (theirs, ours) = pair.run(&script)?;
@@ -153,7 +155,9 @@ fn run_one(
 
 /// The settings that the script of this number runs with.
 const fn settings_of(index: u64) -> Settings {
-    if index % 8 == 7 {
+    if index % 32 == 31 {
+        Settings::Sweeping
+    } else if index % 8 == 7 {
         Settings::Sparse
     } else {
         Settings::Full

@@ -40,6 +40,14 @@ impl Script {
             .sum()
     }
 
+    /// Whether it sends a check outside a multi.
+    pub(crate) fn checks_alone(&self) -> bool {
+        self.steps.iter().any(|step| match step {
+            Step::Burst { calls, .. } => calls.iter().any(|call| call.op() == Some(OpCode::Check)),
+            _ => false,
+        })
+    }
+
     /// Whether some client watches `path` in a mode that lasts.
     pub(crate) fn watches_lastingly(&self, path: &str) -> bool {
         self.steps.iter().any(|step| match step {
@@ -75,6 +83,14 @@ pub(crate) enum Step {
     Stranger { what: &'static str, bytes: Vec<u8> },
     /// The client closes its connection, and keeps its session.
     Drop { slot: usize },
+    /// The servers are killed and start again; all connections are lost.
+    Restart,
+    /// A request, after which the servers delete `path` of their own accord.
+    Sweep {
+        slot: usize,
+        call: Call,
+        path: String,
+    },
     /// The slot's session is left alone until `watcher` sees the first event of its end; its connection
     /// stays open, silent, unless `hang_up`.
     Expire {
@@ -331,6 +347,10 @@ impl fmt::Display for Step {
             } => write!(f, "#{slot} raw [{what}] {} end={end}", Bytes(bytes)),
             Self::Stranger { what, bytes } => write!(f, "stranger [{what}] {}", Bytes(bytes)),
             Self::Drop { slot } => write!(f, "#{slot} drop"),
+            Self::Restart => f.write_str("kill and restart the server"),
+            Self::Sweep { slot, call, path } => {
+                write!(f, "#{slot} {call:?}, after which {path} goes")
+            }
             Self::Expire {
                 slot,
                 watcher,

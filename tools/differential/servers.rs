@@ -1,7 +1,7 @@
 //! The servers under comparison: each a process of ours on loopback with its own temporary directory.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -26,6 +26,8 @@ pub(crate) const FRAME_BYTES_MAX: usize = 0xf_ffff;
 /// The password of the user `super`.
 pub(crate) const SUPER_PASSWORD: &str = "secret";
 
+const CONFIG: &str = "zoo.cfg";
+const OUTPUT: &str = "output";
 const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -45,17 +47,28 @@ pub(crate) enum Settings {
     Full,
     /// No TTL nodes, quotas only logged; reconfig switched on.
     Sparse,
+    /// As full, and containers and TTL nodes are looked after all the time.
+    Sweeping,
 }
 
 impl Settings {
-    pub(crate) const ALL: [Self; 2] = [Self::Full, Self::Sparse];
+    pub(crate) const ALL: [Self; 3] = [Self::Full, Self::Sparse, Self::Sweeping];
 
     const fn lines(self) -> &'static str {
         match self {
-            Self::Full => "extendedTypesEnabled=true\nenforceQuota=true\n",
+            Self::Full | Self::Sweeping => "extendedTypesEnabled=true\nenforceQuota=true\n",
             Self::Sparse => {
                 "extendedTypesEnabled=false\nenforceQuota=false\nreconfigEnabled=true\n"
             }
+        }
+    }
+
+    /// How often containers and TTL nodes are looked after, in milliseconds. Elsewhere than in the scripts
+    /// about just that, the servers must not delete at a moment that no script knows.
+    const fn check_interval_ms(self) -> u64 {
+        match self {
+            Self::Full | Self::Sparse => 1_000_000_000,
+            Self::Sweeping => 100,
         }
     }
 }
@@ -68,6 +81,7 @@ pub(crate) type Version = (u32, u32, u32);
 pub(crate) struct Server {
     process: Child,
     product: Product,
+    settings: Settings,
     address: SocketAddr,
     version: Version,
     directory: TempDir,
@@ -80,24 +94,29 @@ impl Server {
             .prefix("ringkeeper-differential-")
             .tempdir()?;
         let port = free_port()?;
-        let config = directory.path().join("zoo.cfg");
-        fs::write(&config, zoo_cfg(product, settings, port, directory.path()))?;
-        let output = File::create(directory.path().join("output"))?;
-        let process = command(product, &config)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .spawn()
-            .with_context(|| format!("start {product:?}"))?;
+        fs::write(
+            directory.path().join(CONFIG),
+            zoo_cfg(product, settings, port, directory.path()),
+        )?;
         let mut server = Self {
-            process,
+            process: spawn(product, settings, directory.path())?,
             product: product.clone(),
+            settings,
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
             version: (0, 0, 0),
             directory,
         };
         server.version = server.wait_until_serving()?;
         Ok(server)
+    }
+
+    /// Kills it and starts it on what it has kept.
+    pub(crate) fn restart(&mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        self.process = spawn(&self.product, self.settings, self.directory.path())?;
+        self.wait_until_serving()?;
+        Ok(())
     }
 
     pub(crate) const fn address(&self) -> SocketAddr {
@@ -120,7 +139,7 @@ impl Server {
 
     /// The end of what it printed.
     pub(crate) fn last_words(&self) -> String {
-        let text = fs::read(self.directory.path().join("output")).unwrap_or_default();
+        let text = fs::read(self.directory.path().join(OUTPUT)).unwrap_or_default();
         let start = text.len().saturating_sub(4_000);
         String::from_utf8_lossy(&text[start..]).into_owned()
     }
@@ -159,14 +178,30 @@ impl Drop for Server {
     }
 }
 
-fn command(product: &Product, config: &Path) -> Command {
+fn spawn(product: &Product, settings: Settings, directory: &Path) -> Result<Child> {
+    let output = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(directory.join(OUTPUT))?;
+    command(product, settings, &directory.join(CONFIG))
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .spawn()
+        .with_context(|| format!("start {product:?}"))
+}
+
+fn command(product: &Product, settings: Settings, config: &Path) -> Command {
     match product {
         Product::Apache { classpath } => {
             let mut command = Command::new("java");
             command
                 .args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
                 // These two are system properties without the prefix that zoo.cfg's keys get.
-                .arg("-Dznode.container.checkIntervalMs=1000000000")
+                .arg(format!(
+                    "-Dznode.container.checkIntervalMs={}",
+                    settings.check_interval_ms()
+                ))
                 .arg(format!("-Djute.maxbuffer={FRAME_BYTES_MAX}"))
                 .args(["-cp", classpath])
                 .arg("org.apache.zookeeper.server.ZooKeeperServerMain")
@@ -184,7 +219,6 @@ fn command(product: &Product, config: &Path) -> Command {
 fn zoo_cfg(product: &Product, settings: Settings, port: u16, directory: &Path) -> String {
     let mut text = String::new();
     let data = directory.join("data");
-    // The container check would delete in the background, at a moment that no script knows.
     let _infallible = write!(
         text,
         "tickTime={TICK_MS}\n\
@@ -206,7 +240,8 @@ fn zoo_cfg(product: &Product, settings: Settings, port: u16, directory: &Path) -
     if matches!(product, Product::Ringkeeper { .. }) {
         let _infallible = write!(
             text,
-            "znode.container.checkIntervalMs=1000000000\njute.maxbuffer={FRAME_BYTES_MAX}\n"
+            "znode.container.checkIntervalMs={}\njute.maxbuffer={FRAME_BYTES_MAX}\n",
+            settings.check_interval_ms()
         );
     }
     text

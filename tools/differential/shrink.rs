@@ -70,11 +70,12 @@ fn calls_of(script: &Script, step: usize) -> usize {
 mod tests {
     use super::*;
     use crate::generate::script;
+    use crate::servers::Settings;
 
     #[test]
     fn only_what_the_difference_needs_is_left() {
         let whole = (0..)
-            .map(|index| script(3, index))
+            .map(|index| script(3, index, Settings::Full))
             .find(|script| script.steps.len() > 8)
             .expect("some script is long");
         let has_connect = |script: &Script| {

@@ -82,7 +82,7 @@ const OTHERS: [Aim; 36] = [
     (OpCode::MultiRead, None),
     (OpCode::MultiRead, Some(ZkError::RuntimeInconsistency)),
     (OpCode::MultiRead, Some(ZkError::MarshallingError)),
-    (OpCode::GetEphemerals, None),
+    (OpCode::Reconfig, Some(ZkError::ReconfigDisabled)),
 ];
 
 /// Everything to aim at outside the special flavours.

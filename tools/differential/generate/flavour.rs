@@ -21,18 +21,20 @@ enum Flavour {
     Malformed,
     Quotas,
     Expiry,
+    Restart,
     Big,
 }
 
-const WEIGHTS: [(Flavour, u32); 9] = [
-    (Flavour::Mixed, 34),
+const WEIGHTS: [(Flavour, u32); 10] = [
+    (Flavour::Mixed, 30),
     (Flavour::Watches, 16),
-    (Flavour::Multis, 16),
-    (Flavour::Acls, 11),
-    (Flavour::Sessions, 12),
+    (Flavour::Multis, 24),
+    (Flavour::Acls, 10),
+    (Flavour::Sessions, 10),
     (Flavour::Malformed, 9),
-    (Flavour::Quotas, 8),
+    (Flavour::Quotas, 10),
     (Flavour::Expiry, 2),
+    (Flavour::Restart, 1),
     (Flavour::Big, 1),
 ];
 
@@ -57,6 +59,7 @@ impl Generator {
         match flavour {
             Flavour::Quotas => self.quotas(),
             Flavour::Big => self.big(),
+            Flavour::Restart => self.restart(),
             Flavour::Expiry => {
                 let slot = self.open_slot();
                 self.burst(slot, 5);
@@ -88,7 +91,7 @@ impl Generator {
             (Flavour::Acls, 0) => self.authenticate(slot),
             (Flavour::Acls, 1..5) => self.acl_burst(slot, count),
             (Flavour::Sessions, 0..6) => self.session_step(),
-            (Flavour::Malformed, 0) if self.rng.random() => self.unknown_operation(slot),
+            (Flavour::Malformed, 0) => self.unknown_operation(slot),
             (Flavour::Malformed, 0..8) => self.malformed(slot),
             (Flavour::Mixed, 0) => {
                 let call = self.watch_call(slot);
@@ -144,7 +147,7 @@ impl Generator {
     }
 
     fn malformed(&mut self, slot: usize) {
-        let sound = if self.rng.random_ratio(1, 8) {
+        let sound = if self.rng.random_ratio(1, 4) {
             self.set_watches(slot)
         } else if self.rng.random_ratio(1, 3) {
             self.watch_call(slot)
@@ -228,7 +231,7 @@ impl Generator {
     fn quota_step(&mut self, slot: usize, limited: &str, limits: &str, round: usize) {
         let data = vec![b'd'; self.rng.random_range(0..16)];
         let path = format!("{limited}/c{}", self.rng.random_range(0..4));
-        let call = match self.rng.random_range(0..20) {
+        let call = match self.rng.random_range(0..24) {
             0..3 => create(OpCode::Create, &path, &data, 0),
             3..6 => create(OpCode::Create2, &format!("{limited}/s"), &data, 2),
             6..9 => create(
@@ -254,7 +257,7 @@ impl Generator {
                 path: &path,
                 version: -1,
             }),
-            16..19 => {
+            16..23 => {
                 let path = format!("{limited}/m{round}");
                 // One write to the quota in a multi: what several add up to, Apache does not see.
                 let part = match self.rng.random_range(0..5) {
@@ -380,7 +383,7 @@ impl Generator {
 }
 
 /// A create with an open ACL.
-fn create(op: OpCode, path: &str, data: &[u8], flags: i32) -> Call {
+pub(super) fn create(op: OpCode, path: &str, data: &[u8], flags: i32) -> Call {
     Call::of(&Request::Create {
         op,
         create: CreateRequest {

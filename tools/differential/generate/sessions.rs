@@ -65,7 +65,7 @@ impl Generator {
         }
     }
 
-    fn reopened(&mut self, slot: usize) {
+    pub(super) fn reopened(&mut self, slot: usize) {
         let state = &mut self.slots[slot];
         state.is_open = state.session.is_some();
         state.ids = vec![Id::new("world", "anyone"), Id::new("ip", "127.0.0.1")];

@@ -18,6 +18,12 @@ pub(crate) fn spoil(mut call: Call, rng: &mut StdRng) -> Call {
     } else {
         *[0, 7, 8].choose(rng).unwrap_or(&0)
     };
+    // An Apache that is given null to watch cannot close that connection any more.
+    let how = if how == 3 && call.op() == Some(OpCode::AddWatch) {
+        0
+    } else {
+        how
+    };
     call.spoiled = Some(match how {
         0 => {
             let len = rng.random_range(0..call.body.len());

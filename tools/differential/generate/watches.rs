@@ -90,7 +90,7 @@ impl Generator {
             Some(path) if self.rng.random_ratio(3, 4) => (*path).clone(),
             _ => self.any_path(),
         };
-        let kind = *[1, 2, 3, 1, 2, 3, 3, 4, 5, 0, 6, -1]
+        let kind = *[1, 2, 3, 1, 2, 3, 3, 3, 3, 3, 3, 4, 5, 0, 6, -1]
             .choose(&mut self.rng)
             .unwrap_or(&3);
         Call::of(&if op == OpCode::CheckWatches {
