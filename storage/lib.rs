@@ -26,6 +26,8 @@ mod scan;
 mod segment;
 #[cfg(feature = "sim")]
 mod sim_disk;
+#[cfg(feature = "sim")]
+mod sim_files;
 mod snapshot;
 mod snapshot_files;
 mod stats;
@@ -44,7 +46,9 @@ pub use reader::{LiveRecords, LogReader};
 pub use record::{FRAME_BYTES, Records};
 pub use recovery::{Decision, HeaderState, Place, decide};
 #[cfg(feature = "sim")]
-pub use sim_disk::{Fault, SECTOR_BYTES, SimDisk, SimFile, SimLock, SimRead, SimWrite};
+pub use sim_disk::{Fault, SECTOR_BYTES, SimDisk, SimFile, SimLock};
+#[cfg(feature = "sim")]
+pub use sim_files::{SimRead, SimWrite};
 pub use snapshot::{CHUNK_BYTES_MAX, Chunk, SNAPSHOT_COUNTS, SnapshotReader, SnapshotWriter};
 pub use snapshot_files::{ReadFile, SnapshotFiles, StdFiles, WriteFile};
 pub use stats::LogStats;

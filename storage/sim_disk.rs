@@ -18,7 +18,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     future::{Future, poll_fn},
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
     pin::Pin,
     rc::Rc,
@@ -30,10 +30,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    disk::{Disk, Entry},
-    snapshot_files::{ReadFile, SnapshotFiles, WriteFile},
-};
+use crate::disk::{Disk, Entry};
 
 /// What a power cut keeps or loses as a whole, in bytes.
 pub const SECTOR_BYTES: usize = 512;
@@ -69,7 +66,7 @@ impl Fault {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Operation {
+pub(crate) enum Operation {
     Read,
     Write,
     Flush,
@@ -77,20 +74,20 @@ enum Operation {
 
 /// A simulated disk; clones are the same disk.
 #[derive(Clone)]
-pub struct SimDisk(Rc<RefCell<Sim>>);
+pub struct SimDisk(pub(crate) Rc<RefCell<Sim>>);
 
-struct Sim {
-    inodes: BTreeMap<u64, Inode>,
+pub(crate) struct Sim {
+    pub(crate) inodes: BTreeMap<u64, Inode>,
     live_names: BTreeMap<PathBuf, u64>,
     durable_names: BTreeMap<PathBuf, u64>,
     dirs: BTreeSet<PathBuf>,
     unsynced: Vec<NameChange>,
-    next_inode: u64,
+    pub(crate) next_inode: u64,
     in_flight: Vec<Unfinished>,
     next_operation: u64,
-    finished: u64,
-    power_cut_at: Option<u64>,
-    powerless: bool,
+    pub(crate) finished: u64,
+    pub(crate) power_cut_at: Option<u64>,
+    pub(crate) powerless: bool,
     held: bool,
     reorder: bool,
     faults: VecDeque<(u64, Fault)>,
@@ -104,11 +101,11 @@ struct Sim {
 }
 
 #[derive(Clone, Default)]
-struct Inode {
-    live: Rc<Vec<u8>>,
-    durable: Rc<Vec<u8>>,
+pub(crate) struct Inode {
+    pub(crate) live: Rc<Vec<u8>>,
+    pub(crate) durable: Rc<Vec<u8>>,
     /// Sectors of `live` that a blocking writer has not flushed.
-    dirty: BTreeSet<usize>,
+    pub(crate) dirty: BTreeSet<usize>,
 }
 
 /// A change of names that is not flushed.
@@ -424,7 +421,7 @@ impl SimDisk {
         }
     }
 
-    fn name_change(&self, from: Option<&Path>, to: Option<&Path>, inode: u64) {
+    pub(crate) fn name_change(&self, from: Option<&Path>, to: Option<&Path>, inode: u64) {
         let mut sim = self.0.borrow_mut();
         let operation = sim.next_operation;
         sim.next_operation += 1;
@@ -438,7 +435,7 @@ impl SimDisk {
         sim.unsynced.push(change);
     }
 
-    fn inode_of(&self, path: &Path) -> io::Result<u64> {
+    pub(crate) fn inode_of(&self, path: &Path) -> io::Result<u64> {
         self.0
             .borrow()
             .live_names
@@ -506,7 +503,7 @@ impl Sim {
     }
 
     /// The fault for an operation of this kind that happens now, if any.
-    fn fault(&mut self, operation: Operation) -> Option<Fault> {
+    pub(crate) fn fault(&mut self, operation: Operation) -> Option<Fault> {
         let count = self.counted.entry(operation as u8).or_insert(0);
         let now = *count;
         *count += 1;
@@ -583,7 +580,7 @@ impl Sim {
     }
 
     /// Flushes the changes of names that were asked for before operation `id`.
-    fn sync_dir(&mut self, dir: &Path, id: u64) -> io::Result<()> {
+    pub(crate) fn sync_dir(&mut self, dir: &Path, id: u64) -> io::Result<()> {
         if self.fault(Operation::Flush).is_some() {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
@@ -645,7 +642,7 @@ impl Sim {
     }
 }
 
-fn overwrite(content: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
+pub(crate) fn overwrite(content: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
     let end = offset + bytes.len();
     if content.len() < end {
         content.resize(end, 0);
@@ -858,154 +855,6 @@ impl Disk for SimDisk {
     }
 }
 
-/// A simulated file that a blocking writer fills; unflushed sectors are units.
-pub struct SimWrite {
-    disk: SimDisk,
-    inode: u64,
-    offset: usize,
-}
-
-/// A simulated file that a blocking reader reads.
-pub struct SimRead {
-    disk: SimDisk,
-    inode: u64,
-}
-
-impl SimDisk {
-    /// Counts a blocking operation, and fails it once the power is cut.
-    fn blocking_operation(&self) -> io::Result<()> {
-        let mut sim = self.0.borrow_mut();
-        if sim.power_cut_at == Some(sim.finished) {
-            sim.powerless = true;
-        }
-        if sim.powerless {
-            return Err(io::Error::other("the power is cut"));
-        }
-        sim.finished += 1;
-        Ok(())
-    }
-}
-
-impl SnapshotFiles for SimDisk {
-    type Write = SimWrite;
-    type Read = SimRead;
-
-    fn create(&self, path: &Path) -> io::Result<SimWrite> {
-        self.blocking_operation()?;
-        let inode = {
-            let mut sim = self.0.borrow_mut();
-            let inode = sim.next_inode;
-            sim.next_inode += 1;
-            sim.inodes.insert(inode, Inode::default());
-            inode
-        };
-        self.name_change(None, Some(path), inode);
-        Ok(SimWrite {
-            disk: self.clone(),
-            inode,
-            offset: 0,
-        })
-    }
-
-    fn open(&self, path: &Path) -> io::Result<SimRead> {
-        Ok(SimRead {
-            disk: self.clone(),
-            inode: self.inode_of(path)?,
-        })
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.blocking_operation()?;
-        let inode = self.inode_of(from)?;
-        self.name_change(Some(from), Some(to), inode);
-        Ok(())
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.blocking_operation()?;
-        let inode = self.inode_of(path)?;
-        self.name_change(Some(path), None, inode);
-        Ok(())
-    }
-
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.blocking_operation()?;
-        self.0.borrow_mut().sync_dir(dir, u64::MAX)
-    }
-}
-
-impl Write for SimWrite {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.disk.blocking_operation()?;
-        let mut sim = self.disk.0.borrow_mut();
-        match sim.fault(Operation::Write) {
-            Some(Fault::LostWrite) => {
-                self.offset += bytes.len();
-                return Ok(bytes.len());
-            }
-            Some(_) => return Err(io::Error::from_raw_os_error(libc::EIO)),
-            None => {}
-        }
-        let Some(inode) = sim.inodes.get_mut(&self.inode) else {
-            return Ok(bytes.len());
-        };
-        overwrite(Rc::make_mut(&mut inode.live), self.offset, bytes);
-        let end = self.offset + bytes.len();
-        inode
-            .dirty
-            .extend(self.offset / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES));
-        self.offset = end;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl WriteFile for SimWrite {
-    fn flush_durably(&mut self) -> io::Result<()> {
-        self.disk.blocking_operation()?;
-        let mut sim = self.disk.0.borrow_mut();
-        if sim.fault(Operation::Flush).is_some() {
-            return Err(io::Error::from_raw_os_error(libc::EIO));
-        }
-        if let Some(inode) = sim.inodes.get_mut(&self.inode) {
-            inode.durable = Rc::clone(&inode.live);
-            inode.dirty.clear();
-        }
-        Ok(())
-    }
-}
-
-impl ReadFile for SimRead {
-    fn size(&self) -> io::Result<u64> {
-        let sim = self.disk.0.borrow();
-        Ok(sim
-            .inodes
-            .get(&self.inode)
-            .map_or(0, |inode| inode.live.len() as u64))
-    }
-
-    fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        let mut sim = self.disk.0.borrow_mut();
-        if sim.fault(Operation::Read).is_some() {
-            return Err(io::Error::from_raw_os_error(libc::EIO));
-        }
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let content = sim
-            .inodes
-            .get(&self.inode)
-            .map(|inode| inode.live.as_slice());
-        let found = content.and_then(|content| content.get(start..)?.get(..bytes.len()));
-        let found = found.ok_or(io::ErrorKind::UnexpectedEof)?;
-        bytes.copy_from_slice(found);
-        Ok(())
-    }
-
-    fn forget_cached(&self) {}
-}
-
 impl fmt::Debug for SimDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sim = self.0.borrow();
@@ -1020,22 +869,5 @@ impl fmt::Debug for SimDisk {
 impl fmt::Debug for SimLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("SimLock").field(&self.path).finish()
-    }
-}
-
-impl fmt::Debug for SimWrite {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SimWrite")
-            .field("inode", &self.inode)
-            .field("offset", &self.offset)
-            .finish()
-    }
-}
-
-impl fmt::Debug for SimRead {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SimRead")
-            .field("inode", &self.inode)
-            .finish()
     }
 }

@@ -14,8 +14,8 @@ use std::{
 
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{
-    Damage, DamageKind, Dirs, Fault, LogOptions, OpenError, Opened, SimDisk, StorageError, Store,
-    Tail, TxnLog,
+    Damage, DamageKind, Dirs, Fault, LogOptions, OpenError, Opened, SimDisk, SnapshotWriter,
+    StorageError, Store, Tail, TxnLog,
 };
 
 const BLOCK: u64 = 4096;
@@ -305,8 +305,57 @@ fn a_log_that_was_closed_in_order_has_no_window() {
     assert_eq!(opened.recovered.tail, Tail::Clean);
     write(&disk, &mut opened.log, 5).expect("write");
     drop(opened);
-    // The clean end is used up: what was written since is there.
+    // The clean end is used up: what was written since is there, and is missed if it is not.
+    let damaged = disk.after_power_cut(|_| true);
     assert_eq!(zxids(&disk, open(&disk).expect("open")), [1, 2, 3, 4, 5]);
+    let seal = place(4) + BLOCK;
+    damaged.damage(&segment(1), |bytes| {
+        let at = usize::try_from(seal).expect("fits");
+        bytes[at..at + 4096].fill(0);
+    });
+    expect_damage(&damaged, DamageKind::Missing, seal, 4, Some(5));
+}
+
+#[test]
+fn what_a_recycled_segment_held_before_is_a_clean_end() {
+    let (disk, mut opened) = filled(1);
+    disk.spawn(opened.log.maintenance());
+    let mut zxid = 1;
+    // Segments of eleven batches; each snapshot frees all but the last.
+    for _ in 0..4 {
+        for _ in 0..20 {
+            zxid += 1;
+            write(&disk, &mut opened.log, zxid).expect("write");
+        }
+        let folder = opened.store.snapshot_dir().to_path_buf();
+        let writer = SnapshotWriter::create_with(disk.clone(), &folder, Zxid(zxid), None);
+        let info = writer.expect("create").finish(0, [0; 4]).expect("finish");
+        let store = opened.store.clone();
+        disk.run(async move {
+            store.register_snapshot(info).await.expect("register");
+            store.purge(1).await.expect("purge");
+        });
+    }
+    let mut recycled = 0;
+    for _ in 0..30 {
+        zxid += 1;
+        write(&disk, &mut opened.log, zxid).expect("write");
+        let left = disk.after_power_cut(|_| false);
+        let opened = open(&left).expect("open");
+        assert_eq!(
+            (opened.recovered.tail, opened.recovered.last_zxid),
+            (Tail::Clean, Zxid(zxid))
+        );
+        let newest = left
+            .files()
+            .into_iter()
+            .rfind(|path| path.to_string_lossy().contains("/log-"));
+        let bytes = left
+            .content(&newest.expect("a segment"))
+            .expect("its bytes");
+        recycled += u64::from(bytes.rchunks(4096).next().is_some_and(|last| last[0] != 0));
+    }
+    assert!(recycled > 10, "only {recycled} times in a recycled segment");
 }
 
 #[test]

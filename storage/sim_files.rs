@@ -1,0 +1,176 @@
+//! The blocking side of [`SimDisk`]: snapshots are written and read through it.
+//!
+//! Sectors that were written and not flushed are units of a power cut, as names are. An operation after the
+//! power is cut fails.
+
+use std::{fmt, io, io::Write, path::Path, rc::Rc};
+
+use crate::{
+    sim_disk::{Fault, Inode, Operation, SECTOR_BYTES, SimDisk, overwrite},
+    snapshot_files::{ReadFile, SnapshotFiles, WriteFile},
+};
+
+/// A simulated file that a blocking writer fills; unflushed sectors are units.
+pub struct SimWrite {
+    disk: SimDisk,
+    inode: u64,
+    offset: usize,
+}
+
+/// A simulated file that a blocking reader reads.
+pub struct SimRead {
+    disk: SimDisk,
+    inode: u64,
+}
+
+impl SimDisk {
+    /// Counts a blocking operation, and fails it once the power is cut.
+    fn blocking_operation(&self) -> io::Result<()> {
+        let mut sim = self.0.borrow_mut();
+        if sim.power_cut_at == Some(sim.finished) {
+            sim.powerless = true;
+        }
+        if sim.powerless {
+            return Err(io::Error::other("the power is cut"));
+        }
+        sim.finished += 1;
+        Ok(())
+    }
+}
+
+impl SnapshotFiles for SimDisk {
+    type Write = SimWrite;
+    type Read = SimRead;
+
+    fn create(&self, path: &Path) -> io::Result<SimWrite> {
+        self.blocking_operation()?;
+        let inode = {
+            let mut sim = self.0.borrow_mut();
+            let inode = sim.next_inode;
+            sim.next_inode += 1;
+            sim.inodes.insert(inode, Inode::default());
+            inode
+        };
+        self.name_change(None, Some(path), inode);
+        Ok(SimWrite {
+            disk: self.clone(),
+            inode,
+            offset: 0,
+        })
+    }
+
+    fn open(&self, path: &Path) -> io::Result<SimRead> {
+        Ok(SimRead {
+            disk: self.clone(),
+            inode: self.inode_of(path)?,
+        })
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.blocking_operation()?;
+        let inode = self.inode_of(from)?;
+        self.name_change(Some(from), Some(to), inode);
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.blocking_operation()?;
+        let inode = self.inode_of(path)?;
+        self.name_change(Some(path), None, inode);
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.blocking_operation()?;
+        self.0.borrow_mut().sync_dir(dir, u64::MAX)
+    }
+}
+
+impl Write for SimWrite {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.disk.blocking_operation()?;
+        let mut sim = self.disk.0.borrow_mut();
+        match sim.fault(Operation::Write) {
+            Some(Fault::LostWrite) => {
+                self.offset += bytes.len();
+                return Ok(bytes.len());
+            }
+            Some(_) => return Err(io::Error::from_raw_os_error(libc::EIO)),
+            None => {}
+        }
+        let Some(inode) = sim.inodes.get_mut(&self.inode) else {
+            return Ok(bytes.len());
+        };
+        overwrite(Rc::make_mut(&mut inode.live), self.offset, bytes);
+        let end = self.offset + bytes.len();
+        inode
+            .dirty
+            .extend(self.offset / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES));
+        self.offset = end;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl WriteFile for SimWrite {
+    fn flush_durably(&mut self) -> io::Result<()> {
+        self.disk.blocking_operation()?;
+        let mut sim = self.disk.0.borrow_mut();
+        if sim.fault(Operation::Flush).is_some() {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        if let Some(inode) = sim.inodes.get_mut(&self.inode) {
+            inode.durable = Rc::clone(&inode.live);
+            inode.dirty.clear();
+        }
+        Ok(())
+    }
+}
+
+impl ReadFile for SimRead {
+    fn size(&self) -> io::Result<u64> {
+        let sim = self.disk.0.borrow();
+        Ok(sim
+            .inodes
+            .get(&self.inode)
+            .map_or(0, |inode| inode.live.len() as u64))
+    }
+
+    fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut sim = self.disk.0.borrow_mut();
+        if sim.fault(Operation::Read).is_some() {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let content = sim
+            .inodes
+            .get(&self.inode)
+            .map(|inode| inode.live.as_slice());
+        let found = content.and_then(|content| content.get(start..)?.get(..bytes.len()));
+        let found = found.ok_or(io::ErrorKind::UnexpectedEof)?;
+        bytes.copy_from_slice(found);
+        Ok(())
+    }
+
+    fn forget_cached(&self) {}
+}
+
+impl fmt::Debug for SimWrite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimWrite")
+            .field("inode", &self.inode)
+            .field("offset", &self.offset)
+            .finish()
+    }
+}
+
+impl fmt::Debug for SimRead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimRead")
+            .field("inode", &self.inode)
+            .finish()
+    }
+}
