@@ -557,8 +557,8 @@ impl<D: Disk> Core<D> {
         &self.settings.config.containers
     }
 
-    /// Whether every shard has stopped and nothing is under way any more.
-    pub(crate) fn is_done(&self) -> bool {
-        self.shards_stopped == self.shards.len() && self.is_idle()
+    /// Whether every shard has stopped: nobody asks for anything any more.
+    pub(crate) fn shards_have_stopped(&self) -> bool {
+        self.shards_stopped == self.shards.len()
     }
 }

@@ -20,6 +20,9 @@ use crate::messages::CoreMessage;
 /// be told from a torn write.
 const SEAL_AFTER: Duration = Duration::from_millis(20);
 
+/// How long a stop waits before it looks again whether the last writes have completed.
+const STOP_PAUSE: Duration = Duration::from_millis(1);
+
 /// Takes messages until the server has stopped and everything is flushed.
 pub(crate) async fn run<D: Disk>(
     core: Rc<RefCell<Core<D>>>,
@@ -36,7 +39,7 @@ pub(crate) async fn run<D: Disk>(
     ];
     let sealing = spawn_local(seal_when_idle(Rc::clone(&core)));
     let mut messages = Vec::new();
-    while !core.borrow().is_done() {
+    while !core.borrow().shards_have_stopped() {
         inbox.recv_batch(&mut messages).await;
         {
             let mut core = core.borrow_mut();
@@ -48,6 +51,10 @@ pub(crate) async fn run<D: Disk>(
         task.cancel().await;
     }
     sealing.cancel().await;
+    // What was still under way is the server's own: a session that expired, say.
+    while !core.borrow().is_idle() {
+        sleep(STOP_PAUSE).await;
+    }
     let seal = core.borrow_mut().seal_log();
     if let Err(error) = seal.await {
         fatal::exit(Reason::Storage, &error);
