@@ -18,10 +18,14 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::connection::{Connection, ConnectionLimits};
 use crate::executor::{reactor_turn, sleep};
+use crate::port_owner;
 use crate::socket::acceptable;
 
-/// How long binding waits for a dying predecessor.
-const BIND_RETRY: Duration = Duration::from_secs(5);
+/// How long binding waits for a predecessor that was killed and that the kernel is still taking down.
+const BIND_RETRY: Duration = Duration::from_secs(60);
+
+/// How long it waits while a process that lives has the port: that one may be about to end.
+const BIND_RETRY_OWNED: Duration = Duration::from_secs(2);
 const BIND_RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Connections accepted without a wait between them, before others get a turn.
@@ -36,7 +40,8 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Binds `addr` for `shards` listeners (at least one), not listening yet: clients are refused until
 /// [`BoundSocket::listen`]. Port 0 takes a free port, the same for all. `[::]` takes IPv4 too.
 ///
-/// Blocks for up to five seconds while the port is in use; for the main thread, before the executors.
+/// Blocks for up to two seconds while another process has the port, and for up to a minute while it is
+/// that of a process that was killed; for the main thread, before the executors.
 ///
 /// # Errors
 /// [`BindError`], with a remedy.
@@ -49,11 +54,14 @@ fn bind_within(
     shards: usize,
     patience: Duration,
 ) -> Result<Vec<BoundSocket>, BindError> {
-    let deadline = Instant::now() + patience;
+    let started = Instant::now();
     loop {
         match try_bind(addr, shards) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                if Instant::now() >= deadline {
+                let waited = started.elapsed();
+                if waited >= patience
+                    || waited >= BIND_RETRY_OWNED && port_owner::is_alive(addr.port())
+                {
                     return Err(BindError { addr, error });
                 }
                 thread::sleep(BIND_RETRY_PAUSE);

@@ -23,6 +23,7 @@ pub mod probe;
 pub mod pulse;
 
 mod chunk;
+mod port_owner;
 mod socket;
 mod thread_clock;
 mod wake;

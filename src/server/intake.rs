@@ -79,9 +79,6 @@ impl Shard {
         if client.stage == Stage::Opened {
             return self.connect(key, &frame);
         }
-        if let Some(touch) = &client.touch {
-            touch.touch(now_us / 1000);
-        }
         let (header, body) =
             RequestHeader::split(&frame).map_err(|error| format!("request header: {error}"))?;
         let (xid, code) = (header.xid(), header.op_code());
@@ -90,6 +87,10 @@ impl Shard {
             Some(OpCode::Auth) => self.auth(key, xid, &body),
             Some(OpCode::Sasl) => self.sasl(key, xid, &body),
             Some(op) if is_valid(op) => {
+                // ZK: auth and SASL packets do not keep a session alive.
+                if let Some(touch) = &client.touch {
+                    touch.touch(now_us / 1000);
+                }
                 let identities = Arc::clone(&client.identities);
                 self.request(
                     key,

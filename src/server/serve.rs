@@ -81,8 +81,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         tracing::info!(%error, "fewer clients than that can be connected at once");
     }
     let address = resolve(&settings.config.clients.address).context(Reason::Address)?;
-    let sockets = acceptor::bind(address, placement.shards.len())
-        .map_err(|error| anyhow!("{error}: {}", error.remedy()).context(Reason::Address))?;
+    let sockets = acceptor::bind(address, placement.shards.len()).context(Reason::Address)?;
     let address = sockets.first().map_or(address, BoundSocket::local_addr);
     let server = Server::start(&settings, &placement, sockets)?;
     let files = &settings.config.files;
