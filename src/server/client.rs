@@ -102,7 +102,7 @@ impl Client {
 
     /// Whether the last request that waits is a read: a write after it needs the state before itself.
     pub(crate) fn ends_with_read(&self) -> bool {
-        matches!(self.pending.back(), Some(Pending::Read(read)) if read.op != OpCode::Ping)
+        matches!(self.pending.back(), Some(Pending::Read(_)))
     }
 
     /// Adds what an auth packet has proved, each identity once.

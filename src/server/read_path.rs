@@ -56,8 +56,9 @@ impl ReadContext<'_> {
             }
             Request::GetAcl { path } => self.get_acl(path, out),
             Request::GetAllChildrenNumber { path } => {
-                let node = self.readable(path)?;
-                out.put_i32(i32::try_from(node.all_children_number()).unwrap_or(i32::MAX));
+                // ZK: it counts the paths that begin with the path and a slash; for "" that is "/" too.
+                let count = self.readable(path)?.all_children_number() + u64::from(path.is_empty());
+                out.put_i32(i32::try_from(count).unwrap_or(i32::MAX));
                 Ok(())
             }
             Request::GetEphemerals { prefix } => {
