@@ -177,7 +177,8 @@ impl ReadContext<'_> {
     }
 
     fn get_ephemerals(&self, prefix: &str, out: &mut BytesMut) {
-        let trimmed = prefix.trim();
+        // ZK: String.trim takes every control character for white space.
+        let trimmed = prefix.trim_matches(|character| character <= ' ');
         let all = trimmed.is_empty() || trimmed == "/";
         let count_at = out.len();
         out.put_i32(0);

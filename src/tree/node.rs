@@ -343,7 +343,11 @@ pub(crate) fn node_mut(node: &mut NodeArc) -> &mut Inner {
 
 /// Replaces the data of `node`, which is at `path`, in place when the length allows it. The digest is
 /// for the caller to renew.
-pub(crate) fn set_data(node: &mut NodeArc, path: &str, data: Option<&[u8]>) {
+pub(crate) fn set_data<'n>(
+    node: &'n mut NodeArc,
+    path: &str,
+    data: Option<&[u8]>,
+) -> &'n mut Inner {
     let bytes = data.unwrap_or(&[]);
     let is_long = bytes.len() > INLINE_MAX;
     let inline = if is_long { &[] } else { bytes };
@@ -367,6 +371,7 @@ pub(crate) fn set_data(node: &mut NodeArc, path: &str, data: Option<&[u8]>) {
         extra.long_data = is_long.then(|| bytes.into());
         extra.content_crc = digest::content_crc(path, bytes);
     }
+    own
 }
 
 /// Gives `node`, which is new and at `path`, the extra part that every parent has.

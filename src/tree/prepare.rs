@@ -90,6 +90,10 @@ impl Undecodable {
         if op.is_write() && matches!(error, DecodeError::Length { length: -1, .. }) {
             let error = match (check_session(context), op) {
                 (Err(error), _) => error,
+                // ZK: whether there are TTL znodes is asked first.
+                (_, OpCode::CreateTtl) if !context.settings.extended_types => {
+                    ZkError::Unimplemented
+                }
                 // ZK: only these look at it with validatePath.
                 (_, OpCode::SetData | OpCode::SetAcl) => ZkError::BadArguments,
                 _ => ZkError::MarshallingError,

@@ -273,13 +273,11 @@ impl Tree {
         self.replace_digest(before, after);
     }
 
-    /// Changes the data of a znode that exists, and nothing else of it; returns how many bytes it has
-    /// grown.
-    pub(crate) fn put_data(&mut self, path: &str, data: Option<&[u8]>) -> i64 {
+    /// Changes the data of a znode that exists, and nothing else of it: no stat, no digest.
+    pub(crate) fn put_data(&mut self, path: &str, data: &[u8]) {
         let before = self.find(path).and_then(|node| node.data());
-        let grown = len_of(data) - len_of(before);
-        node::set_data(walk_mut(&mut self.root, path, 0, grown), path, data);
-        grown
+        let grown = len_of(Some(data)) - len_of(before);
+        node::set_data(walk_mut(&mut self.root, path, 0, grown), path, Some(data));
     }
 
     pub(crate) fn replace_digest(&mut self, before: u32, after: u32) {

@@ -113,6 +113,7 @@ impl CoreState {
             self.log.begin_epoch(epochs.current);
         }
         self.epochs = epochs;
+        self.blank &= !epochs.member;
     }
 
     /// Notes that a quorum has logged everything through `zxid`.

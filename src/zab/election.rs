@@ -183,6 +183,8 @@ impl Election {
             // Who votes for an empty history has none itself.
             self.note_blank(core, from);
             self.vote_if_new(core, outputs);
+        } else {
+            self.blank.remove(&from);
         }
         if round < self.round {
             self.answer_late(from, round, outputs);
@@ -306,6 +308,10 @@ impl Election {
     /// Whether this server votes in this election, though its storage may be blank.
     pub(crate) const fn votes(&self) -> bool {
         matches!(self.standing, Standing::Voter { .. })
+    }
+
+    pub(crate) const fn round(&self) -> u64 {
+        self.round
     }
 
     fn tell_all<P>(&self, core: &CoreState, outputs: &mut Vec<Output<P>>) {

@@ -149,7 +149,6 @@ impl<P: Clone> Leader<P> {
                 match pending.saved(saved) {
                     Ok(_taken) => {
                         acks.insert(core.config.id);
-                        core.blank = false;
                     }
                     Err(pending) => *takeover = Some(pending),
                 }

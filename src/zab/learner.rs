@@ -476,7 +476,6 @@ impl Learner {
                 mut stream,
             } => match takeover.saved(saved) {
                 Ok(taken) => {
-                    core.blank = false;
                     core.wants_snapshot = false;
                     let message = taken.ack();
                     outputs.push(Output::Send { link, message });

@@ -108,8 +108,11 @@ impl<P: Clone> Replica<P> {
                 }
             }
             (Input::EpochSaved { epochs }, phase) => {
+                let was_blank = core.blank;
                 core.epoch_saved(epochs);
                 match phase {
+                    // It calls itself blank, and is not any more: two that do could begin anew.
+                    Phase::Looking(_) if was_blank && !core.blank => self.look(outputs),
                     Phase::Leading(leader) => leader.epoch_saved(core, epochs, outputs),
                     Phase::Learning(learner) => learner.epoch_saved(core, epochs, outputs),
                     Phase::New | Phase::Looking(_) => {}
@@ -199,7 +202,12 @@ impl<P: Clone> Replica<P> {
         match std::mem::replace(&mut self.phase, Phase::New) {
             Phase::Leading(leader) => leader.leave(outputs),
             Phase::Learning(learner) => learner.leave(outputs),
-            Phase::New | Phase::Looking(_) => {}
+            Phase::Looking(looking) => {
+                self.round = looking.election.round();
+                let links = looking.early.into_iter();
+                outputs.extend(links.map(|(link, _)| Output::Close { link }));
+            }
+            Phase::New => {}
         }
         if was != Role::Looking {
             let role = Role::Looking;

@@ -10,7 +10,7 @@ use ringkeeper_proto::{Acl, DecodeError, OpCode, Reader, Request, ZkError};
 use crate::compare::Sides;
 use crate::decode::SURROGATES;
 use crate::observation::{Body, Offset, Part, Seen};
-use crate::script::{Call, Script, Step};
+use crate::script::{Call, Password, Script, SessionOf, Step};
 use crate::servers::Version;
 
 /// Between whom a difference is meant.
@@ -199,6 +199,15 @@ pub(crate) const DELIBERATE: &[Deliberate] = &[
         scope: Scope::Ringkeeper,
         rule: Rule::Pair(surrogates),
         parts: false,
+    },
+    Deliberate {
+        id: "wrong-password",
+        what: "who names a session and shows a wrong password is refused, and the session's connection is \
+               closed too | is refused",
+        reason: "otherwise whoever learns a session's id, which is no secret, can cut it off at will",
+        scope: Scope::Ringkeeper,
+        rule: Rule::Any(wrong_password),
+        parts: true,
     },
     Deliberate {
         id: "create-session-operation",
@@ -543,6 +552,18 @@ fn create_session_refused(context: &Context<'_>, _: &[Seen], ours: &[Seen]) -> b
 
 fn delete_container_refused(context: &Context<'_>, _: &[Seen], ours: &[Seen]) -> bool {
     context.is_only(OpCode::DeleteContainer) && is_refused(ours)
+}
+
+fn wrong_password(context: &Context<'_>, theirs: Option<&Seen>, ours: Option<&Seen>) -> bool {
+    let Step::Connect { hello, .. } = context.step else {
+        return false;
+    };
+    matches!(hello.session, SessionOf::Slot(_))
+        && hello.password != Password::Right
+        && matches!(
+            (theirs, ours),
+            (Some(Seen::Closed), Some(Seen::Pong { .. }))
+        )
 }
 
 fn is_refused(ours: &[Seen]) -> bool {

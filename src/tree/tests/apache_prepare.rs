@@ -2,7 +2,7 @@
 //! must agree on every transaction, every reply and every digest.
 //!
 //! `testdata/prepare_*.txt` hold scripts with Apache's results, made by `testdata/PrepareOracle.java`
-//! (see there for the lines) from what `writes_a_script` prints. Longer ones can be checked by giving
+//! (see there for the lines) from what `scripts_are_written` prints. Longer ones can be checked by giving
 //! their path in `RINGKEEPER_PREPARE_RESULTS`.
 #![expect(
     clippy::unwrap_used,
@@ -59,13 +59,16 @@ fn longer_results_are_apaches() {
     }
 }
 
+/// With `RINGKEEPER_PREPARE_SCRIPT=plain|extended|quota,count,seed,path` the script for
+/// PrepareOracle.java goes to `path`; without, a short one shows that scripts are made.
 #[test]
-#[ignore = "prints a script for PrepareOracle.java: RINGKEEPER_PREPARE_SCRIPT=plain|extended|quota,count,seed,path"]
-fn writes_a_script() {
-    let wanted = env::var("RINGKEEPER_PREPARE_SCRIPT").unwrap();
+fn scripts_are_written() {
+    let own = env::temp_dir().join(format!("prepare-script-{}", std::process::id()));
+    let wanted = env::var("RINGKEEPER_PREPARE_SCRIPT");
+    let wanted = wanted.unwrap_or_else(|_| format!("plain,20,1,{}", own.display()));
     let mut words = wanted.split(',');
     let mode = words.next().unwrap();
-    let count = words.next().unwrap().parse().unwrap();
+    let count: usize = words.next().unwrap().parse().unwrap();
     let seed = words.next().unwrap().parse().unwrap();
     let mut script = Script {
         random: SmallRng::seed_from_u64(seed),
@@ -73,7 +76,10 @@ fn writes_a_script() {
         text: String::new(),
     };
     script.write(count);
+    assert!(script.text.lines().count() >= count);
     fs::write(words.next().unwrap(), script.text).unwrap();
+    // Only there when it was the short one.
+    let _ = fs::remove_file(own);
 }
 
 /// Runs the requests of `results` and compares; returns how many there were.

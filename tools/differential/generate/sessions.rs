@@ -162,6 +162,13 @@ impl Generator {
             ),
         };
         let is_new = hello.session == SessionOf::Nobody && is_open;
+        // From another place, so that what becomes of the session's own connection can be seen.
+        let other = (slot + 1) % SLOTS;
+        if !is_new && !self.slots[other].is_open && self.rng.random() {
+            self.steps.push(Step::Connect { slot: other, hello });
+            self.slots[other].session = None;
+            return;
+        }
         self.steps.push(Step::Connect { slot, hello });
         if is_new {
             self.slots[slot].session = Some(self.sessions);
