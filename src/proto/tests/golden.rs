@@ -1,10 +1,7 @@
 //! Frames that Apache ZooKeeper sent and took (`testdata/exchanges.txt`): each is decoded and encoded
 //! again, and must come out as it was.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![expect(
-    clippy::indexing_slicing,
-    reason = "a test may panic on what it was given"
-)]
+#![expect(reason = "a test may panic on what it was given")]
 
 use std::collections::BTreeSet;
 
