@@ -9,7 +9,7 @@
 //!   HistoryFlush -- history durable -->  EpochSave  -- epoch durable -->  EpochTaken  -->  ACK NEWLEADER
 //! ```
 //!
-//! Each step is a type that only the step before can make, and only [`EpochTaken`] makes the
+//! Each step is a type that only the step before can make, and only `EpochTaken` makes the
 //! acknowledgement: another order cannot be written down. (A server whose epoch is durable before its
 //! history is, wins elections with a stale log, and committed transactions are cut off:
 //! ZOOKEEPER-3911, 4643, 4646, 4685, 4785.)

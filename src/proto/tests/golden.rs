@@ -1,7 +1,6 @@
 //! Frames that Apache ZooKeeper sent and took (`testdata/exchanges.txt`): each is decoded and encoded
 //! again, and must come out as it was.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![expect(reason = "a test may panic on what it was given")]
 
 use std::collections::BTreeSet;
 
