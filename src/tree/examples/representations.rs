@@ -229,7 +229,7 @@ fn measure<R: Representation>(znodes: usize, parents: usize) -> R {
         tree.create(&format!("/p{i:05}"), b"");
     }
     let start = cpu_ns();
-    let mut path_bytes = 0;
+    let mut path_bytes = parents * "/p00000".len();
     for i in 0..znodes {
         let path = path_of(i, parents);
         path_bytes += path.len();
@@ -240,7 +240,7 @@ fn measure<R: Representation>(znodes: usize, parents: usize) -> R {
     let payload = path_bytes + znodes * DATA_LEN;
     println!(
         "{:>8} B   memory per znode beyond its path and data",
-        held.saturating_sub(payload) / znodes
+        held.saturating_sub(payload) / (znodes + parents)
     );
     let mut rng = SmallRng::seed_from_u64(1);
     let paths: Vec<String> = (0..OPERATIONS)
