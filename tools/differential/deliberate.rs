@@ -1,5 +1,5 @@
 //! The differences that are meant: between the oracle's release and the one that Ringkeeper follows, and
-//! between Ringkeeper and any Apache. `docs/compatibility.md` lists the same ids.
+//! between Ringkeeper and any Apache. `docs/compatibility.md` tells them to operators.
 //!
 //! A rule says exactly what may differ; everything else about the step is still compared. Each use is
 //! counted, so that a rule which nothing needs any more shows.
