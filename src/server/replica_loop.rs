@@ -1,7 +1,7 @@
 //! Drives the replica core on its executor: messages in, log writes out, sessions that expire,
 //! containers that are empty.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -29,15 +29,23 @@ pub(crate) async fn run<D: Disk>(
     store: Store<D>,
     mut inbox: Receiver<CoreMessage>,
 ) {
-    let maintenance = core.borrow().log.maintenance();
+    let maintenance = spawn_local(core.borrow().log.maintenance());
+    let changes = Rc::new(Cell::new(0));
     let background = [
-        spawn_local(maintenance),
         spawn_local(expire_sessions(Rc::clone(&core))),
         spawn_local(delete_containers(Rc::clone(&core))),
-        spawn_local(keep_snapshots(Rc::clone(&core), store.clone())),
-        spawn_local(purge_from_time_to_time(Rc::clone(&core), store)),
+        spawn_local(seal_when_idle(Rc::clone(&core))),
+        spawn_local(keep_snapshots(
+            Rc::clone(&core),
+            store.clone(),
+            Rc::clone(&changes),
+        )),
+        spawn_local(purge_from_time_to_time(
+            Rc::clone(&core),
+            store.clone(),
+            Rc::clone(&changes),
+        )),
     ];
-    let sealing = spawn_local(seal_when_idle(Rc::clone(&core)));
     let mut messages = Vec::new();
     while !core.borrow().shards_have_stopped() {
         inbox.recv_batch(&mut messages).await;
@@ -47,17 +55,40 @@ pub(crate) async fn run<D: Disk>(
         }
         turn(&core);
     }
+    // What was still under way is the server's own: a session that expired, say, or a snapshot that is
+    // being registered, which must not be cut short.
+    while !core.borrow().is_idle() || changes.get() > 0 {
+        sleep(STOP_PAUSE).await;
+    }
     for task in background {
         task.cancel().await;
-    }
-    sealing.cancel().await;
-    // What was still under way is the server's own: a session that expired, say.
-    while !core.borrow().is_idle() {
-        sleep(STOP_PAUSE).await;
     }
     let seal = core.borrow_mut().seal_log();
     if let Err(error) = seal.await {
         fatal::exit(Reason::Storage, &error);
+    }
+    maintenance.cancel().await;
+    // Says where the log ends, so that the next start need not look behind it.
+    match store.close().await {
+        Ok(true) => {}
+        Ok(false) => tracing::warn!("the log was still being written when the server stopped"),
+        Err(error) => tracing::warn!(%error, "close the data directory"),
+    }
+}
+
+/// Counts a change of the data directory as under way until it is dropped.
+struct Change(Rc<Cell<usize>>);
+
+impl Change {
+    fn new(changes: &Rc<Cell<usize>>) -> Self {
+        changes.set(changes.get() + 1);
+        Self(Rc::clone(changes))
+    }
+}
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -152,10 +183,15 @@ async fn seal_when_idle<D: Disk>(core: Rc<RefCell<Core<D>>>) {
 }
 
 /// Enters each finished snapshot in the manifest, then purges what it makes superfluous.
-async fn keep_snapshots<D: Disk>(core: Rc<RefCell<Core<D>>>, store: Store<D>) {
+async fn keep_snapshots<D: Disk>(
+    core: Rc<RefCell<Core<D>>>,
+    store: Store<D>,
+    changes: Rc<Cell<usize>>,
+) {
     let config = core.borrow().settings.config.snapshots.clone();
     loop {
         let taken = poll_fn(|context| core.borrow_mut().poll_taken(context)).await;
+        let _change = Change::new(&changes);
         if let Err(error) = store.register_snapshot(taken.info).await {
             fatal::exit(Reason::Storage, &error);
         }
@@ -168,10 +204,15 @@ async fn keep_snapshots<D: Disk>(core: Rc<RefCell<Core<D>>>, store: Store<D>) {
 }
 
 /// Purges from time to time (`autopurge.purgeInterval`): what a snapshot's purge could not remove.
-async fn purge_from_time_to_time<D: Disk>(core: Rc<RefCell<Core<D>>>, store: Store<D>) {
+async fn purge_from_time_to_time<D: Disk>(
+    core: Rc<RefCell<Core<D>>>,
+    store: Store<D>,
+    changes: Rc<Cell<usize>>,
+) {
     let config = core.borrow().settings.config.snapshots.clone();
     while let Some(interval_ms) = config.purge_interval_ms {
         sleep(Duration::from_millis(interval_ms)).await;
+        let _change = Change::new(&changes);
         purge(&store, &config).await;
     }
 }

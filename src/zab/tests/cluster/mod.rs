@@ -30,6 +30,7 @@ pub(crate) struct Link {
     /// Closed by (or lost at) this end; the other end finds out when it has read the rest.
     learner_open: bool,
     leader_open: bool,
+    broken: bool,
 }
 
 #[derive(Debug)]
@@ -245,16 +246,13 @@ impl Cluster {
         );
     }
 
-    /// Both ends lose the link, and what was under way on it.
+    /// The link breaks with all that was under way on it; each end finds out in its own time.
     pub(crate) fn cut(&mut self, link: LinkId) {
         if let Some(found) = self.links.get_mut(&link) {
             found.to_leader.clear();
             found.to_learner.clear();
-            let ends = [found.learner, found.leader];
+            found.broken = true;
             self.count("link cut");
-            for end in ends {
-                self.close_end(link, end);
-            }
         }
     }
 
@@ -279,6 +277,7 @@ impl Cluster {
         let Some(link) = self.links.get_mut(&id) else {
             return false;
         };
+        let broken = link.broken;
         let (end, open, peer_open) = match to_leader {
             true => (link.leader, link.leader_open, link.learner_open),
             false => (link.learner, link.learner_open, link.leader_open),
@@ -306,7 +305,7 @@ impl Cluster {
                     installing.stream = Some((zxid, entries));
                 }
             }
-            None if !peer_open => {
+            None if !peer_open || broken => {
                 self.close_end(id, end);
                 if let Some(installing) = &self.nodes[&end].installing
                     && installing.link == id
@@ -358,6 +357,7 @@ impl Cluster {
                 to_learner: VecDeque::new(),
                 learner_open: true,
                 leader_open: true,
+                broken: false,
             },
         );
         self.step(id, Input::Connected { leader, link });
@@ -556,6 +556,9 @@ impl Cluster {
         let Some(found) = self.links.get_mut(&link) else {
             return;
         };
+        if found.broken {
+            return;
+        }
         if found.learner == from && found.leader_open {
             found.to_leader.push_back(frame);
         } else if found.leader == from && found.learner_open {
@@ -759,7 +762,7 @@ impl Cluster {
                 busy |= self.save(id);
                 busy |= self.install(id);
             }
-            for id in &ids {
+            for id in ids.iter().filter(|id| !held.contains(id)) {
                 busy |= self.complete(*id);
             }
             if !busy {
