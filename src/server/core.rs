@@ -25,7 +25,7 @@ use ringkeeper_transport::Chain;
 use ringkeeper_tree::execute::{
     Executed, execute, execute_bytes, execute_close_session, execute_create_session,
 };
-use ringkeeper_tree::{Context, Event, SessionState, Tree, sweep};
+use ringkeeper_tree::{Context, Event, Node, SessionState, Tree, sweep};
 use ringkeeper_zab::{Input, Output, Replica};
 
 use crate::clock;
@@ -537,6 +537,11 @@ impl<D: Disk> Core<D> {
 
     /// Deletes a container or a TTL znode, unless it has become used meanwhile.
     pub(crate) fn delete_container(&mut self, path: &str) {
+        // The sweep looked at what is published, and this znode may be on its way out already.
+        let is_empty = |node: Node<'_>| node.num_children() == 0;
+        if !self.head.get(path).is_some_and(is_empty) {
+            return;
+        }
         self.own(
             SessionId::NONE,
             Answer::Nobody,
