@@ -113,7 +113,7 @@ fn run_settings(
     report: &mut Report,
 ) -> Result<()> {
     let mut pair = Pair::start(oracle, subject, settings)?;
-    let (eighth, sweeping) = (arguments.operations / 8, arguments.operations / 100);
+    let (eighth, sweeping) = (arguments.operations / 8, arguments.operations / 200);
     let share = match settings {
         Settings::Full => arguments.operations - eighth - sweeping,
         Settings::Sparse => eighth,
