@@ -241,7 +241,11 @@ impl Election {
         let same = |other: &Settled| {
             other.vote.leader == vote.leader && other.vote.peer_epoch == vote.peer_epoch
         };
-        let agree = |id| self.settled.get(&id).is_some_and(same);
+        // This server's own wish to follow counts too: else one of three that lost its link, with
+        // another one down, would wait for the leader to give up (as ZooKeeper does).
+        let votes = matches!(self.standing, Standing::Voter { .. });
+        let wishes = |id| votes && id == core.id() && vote.leader != id;
+        let agree = |id| wishes(id) || self.settled.get(&id).is_some_and(same);
         (core.config.ensemble.is_quorum(agree) && self.may_follow(core, elected)).then_some(elected)
     }
 

@@ -417,12 +417,13 @@ impl<P: Clone> Replica<P> {
         self.core.log.last()
     }
 
-    /// The largest zxid known to be committed.
+    /// The largest zxid known to be committed: what [`Recovered::committed`] is to say after a restart.
     pub const fn committed(&self) -> Zxid {
         self.core.committed
     }
 
-    /// The last zxid given out with [`Output::Commit`], or recovered as committed.
+    /// What the tree shows: the last zxid given out with [`Output::Commit`], or that of a snapshot. It
+    /// can be above [`Replica::committed`] after a snapshot from a leader that was never established.
     pub const fn delivered(&self) -> Zxid {
         self.core.delivered
     }

@@ -375,7 +375,7 @@ impl Cluster {
         if !node.disk.flush_wanted() || node.installing.as_ref().is_some() {
             return false;
         }
-        let (through, generation) = node.disk.flush(count, replica.delivered());
+        let (through, generation) = node.disk.flush(count, replica.committed());
         node.completions.push_back(Input::Flushed {
             through,
             generation,
