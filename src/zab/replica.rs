@@ -603,4 +603,96 @@ mod tests {
             },
         );
     }
+
+    /// A server in an election learns that server 3 leads, and connects to it.
+    fn join(replica: &mut Replica<&'static str>, link: LinkId) {
+        let leader = ServerId(3);
+        for from in [2, 3] {
+            let vote = Vote {
+                peer_epoch: Epoch(4),
+                zxid: zxid(4, 7),
+                leader,
+            };
+            let state = if from == 3 {
+                PeerState::Leading
+            } else {
+                PeerState::Following
+            };
+            let notification = Notification {
+                state,
+                ballot: Ballot::For(vote),
+                round: 1,
+            };
+            step(
+                replica,
+                Input::Notified {
+                    from: ServerId(from),
+                    notification,
+                },
+            );
+        }
+        step(replica, Input::Connected { leader, link });
+    }
+
+    /// Its answer to the leader's epoch.
+    fn promise(
+        replica: &mut Replica<&'static str>,
+        link: u64,
+        epoch: u32,
+    ) -> Option<Message<&'static str>> {
+        let (link, epoch) = (LinkId(link), Epoch(epoch));
+        join(replica, link);
+        let message = Message::LeaderInfo {
+            epoch,
+            extended: true,
+        };
+        let mut outputs = step(replica, Input::Received { link, message });
+        if let Some(Output::SaveEpoch { epochs }) = outputs.first() {
+            outputs = step(replica, Input::EpochSaved { epochs: *epochs });
+        }
+        outputs.into_iter().find_map(|output| match output {
+            Output::Send { message, .. } => Some(message),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn an_epoch_is_promised_once() {
+        let ensemble = Ensemble::majority([1, 2, 3].map(ServerId), []).unwrap();
+        let config = Config::member(ServerId(1), ensemble, crate::timer::Timing::default());
+        let epochs = Epochs {
+            accepted: Epoch(4),
+            current: Epoch(4),
+            member: true,
+        };
+        let recovered = Recovered {
+            epochs,
+            ..Recovered::default()
+        };
+        let mut replica = Replica::new(config, recovered);
+        step(&mut replica, Input::Tick);
+        let answer = |current_epoch| {
+            Some(Message::AckEpoch {
+                current_epoch,
+                last_logged: Some(Zxid::ZERO),
+                snapshot: false,
+            })
+        };
+        assert_eq!(promise(&mut replica, 1, 5), answer(Some(Epoch(4))));
+        // The link breaks. To promise epoch 5 again could make a second leader of it.
+        step(&mut replica, Input::Disconnected { link: LinkId(1) });
+        assert_eq!(promise(&mut replica, 2, 5), answer(None));
+        // An older leader is not followed.
+        step(&mut replica, Input::Disconnected { link: LinkId(2) });
+        let (link, epoch, accepted) = (LinkId(3), Epoch(4), Epoch(5));
+        join(&mut replica, link);
+        let message = Message::LeaderInfo {
+            epoch,
+            extended: true,
+        };
+        let mut outputs = Vec::new();
+        let result = replica.step(Input::Received { link, message }, &mut outputs);
+        assert_eq!(result, Err(Violation::StaleEpoch { epoch, accepted }));
+        assert!(outputs.contains(&Output::Close { link }));
+    }
 }

@@ -41,8 +41,21 @@ struct Simulation {
     cluster: Cluster,
     random: Random,
     ids: Vec<ServerId>,
-    /// How often faults come: 0 never, 1 rarely, 3 often.
+    /// How often faults come: 1 rarely, 3 often.
     faults: usize,
+    weather: Weather,
+}
+
+/// What a run is like. Rare orders of events come about where one kind of trouble is common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weather {
+    Mixed,
+    /// Links break and servers part, all the time; nobody crashes.
+    Network,
+    /// Servers end and start, all the time.
+    Crashes,
+    /// Disks report late.
+    SlowDisks,
 }
 
 fn timing() -> Timing {
@@ -69,11 +82,19 @@ impl Simulation {
         let cluster = Cluster::new(config, timing());
         let ids = cluster.nodes.keys().copied().collect();
         let faults = 1 + random.below(3);
+        let kinds = [
+            Weather::Mixed,
+            Weather::Network,
+            Weather::Crashes,
+            Weather::SlowDisks,
+        ];
+        let weather = random.pick(&kinds).expect("kinds");
         Self {
             cluster,
             random,
             ids,
             faults,
+            weather,
         }
     }
 
@@ -85,7 +106,11 @@ impl Simulation {
             // Calm spells let work get done between storms.
             let calm = step % 1_500 < 500;
             self.act();
-            if !calm && self.random.chance(120 / self.faults) {
+            let rarity = match self.weather {
+                Weather::Network | Weather::Crashes => 40,
+                Weather::Mixed | Weather::SlowDisks => 120,
+            };
+            if !calm && self.random.chance(rarity / self.faults) {
                 self.fault();
             }
             if step % 16 == 0 {
@@ -97,8 +122,10 @@ impl Simulation {
     /// Something that is due happens.
     fn act(&mut self) {
         let id = self.random.pick(&self.ids).expect("members");
+        let slow = self.weather == Weather::SlowDisks && self.random.below(10) < 8;
         match self.random.below(20) {
             0 => self.cluster.tick(id),
+            1..=6 if slow => {}
             1..=2 => {
                 let count = 1 + self
                     .random
@@ -136,7 +163,12 @@ impl Simulation {
     fn fault(&mut self) {
         let id = self.random.pick(&self.ids).expect("members");
         let other = self.random.pick(&self.ids).expect("members");
-        match self.random.below(14) {
+        let kind = match self.weather {
+            Weather::Mixed | Weather::SlowDisks => self.random.below(14),
+            Weather::Network => 6 + self.random.below(5),
+            Weather::Crashes => self.random.below(6),
+        };
+        match kind {
             0..=1 => {
                 let ops = self
                     .random

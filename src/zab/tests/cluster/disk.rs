@@ -121,6 +121,12 @@ impl Disk {
         self.ops.len()
     }
 
+    /// Whether the record is durable for good: no truncation that takes it away is under way.
+    pub(crate) fn keeps(&self, zxid: Zxid) -> bool {
+        let cut = |op: &LogOp| matches!(op, LogOp::Truncate(to) if *to < zxid);
+        self.durable.entries().any(|(at, _)| *at == zxid) && !self.ops.iter().any(|(op, _)| cut(op))
+    }
+
     /// A snapshot replaces everything, at once.
     pub(crate) fn install(&mut self, base: Zxid, snapshot: Vec<Entry>, generation: LogGeneration) {
         self.ops.clear();

@@ -516,6 +516,12 @@ impl Cluster {
             }
             Output::SendSnapshot { link, zxid } => {
                 let node = self.node(id);
+                // The learner may have acknowledged any of a candidate's history.
+                let whole = zxid == node.disk.view.last();
+                assert!(
+                    whole || node.role != Role::Looking,
+                    "a snapshot of less than the history"
+                );
                 let entries = node
                     .disk
                     .view
@@ -602,14 +608,18 @@ impl Cluster {
                 );
             }
             Message::Ack { zxid } => {
-                let durable = disk.durable.entries().any(|(at, _)| at == zxid);
-                assert!(durable, "{id} acknowledges {zxid:?}, which is not durable");
+                assert!(
+                    disk.keeps(*zxid),
+                    "{id} acknowledges {zxid:?}, which is not durable"
+                );
             }
             Message::AckEpoch {
                 current_epoch: Some(_),
                 ..
             } => {
                 assert!(!disk.wiped, "{id} promises with a blank disk");
+                let saved = !disk.saves_waiting();
+                assert!(saved, "{id} promises what is not saved");
             }
             Message::LeaderInfo { epoch, .. } => {
                 assert!(
