@@ -1,0 +1,227 @@
+//! Clients of a whole server: each has one request in flight, all of them one thread.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bytes::BytesMut;
+use ringkeeper_harness::Session;
+use ringkeeper_proto::reply::ReplyHeader;
+use ringkeeper_proto::{Reader, Request, Xid};
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll;
+
+use crate::latency::Latencies;
+
+const TIMEOUT_MS: i32 = 40_000;
+/// Longer than any reply to what the benches ask for.
+const REPLY_LEN_MAX: usize = 4096;
+
+/// Sessions with one request in flight each.
+#[derive(Debug)]
+pub struct Clients {
+    /// `None` for a lone client: it waits in its read, as a plain client does.
+    epoll: Option<OwnedFd>,
+    clients: Vec<Client>,
+    latencies: Latencies,
+}
+
+#[derive(Debug)]
+struct Client {
+    stream: TcpStream,
+    xid: i32,
+    sent: Option<Instant>,
+    out: BytesMut,
+    input: Vec<u8>,
+}
+
+impl Clients {
+    /// Opens `count` sessions.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or refuses.
+    pub fn connect(address: SocketAddr, count: usize) -> Result<Self> {
+        let epoll = (count > 1)
+            .then(|| epoll::create(epoll::CreateFlags::CLOEXEC))
+            .transpose()?;
+        let mut clients = Vec::with_capacity(count);
+        for index in 0..count {
+            let stream = Session::open(address, TIMEOUT_MS)?.into_stream()?;
+            if let Some(epoll) = &epoll {
+                let data = epoll::EventData::new_u64(index as u64);
+                epoll::add(epoll, &stream, data, epoll::EventFlags::IN)?;
+            }
+            clients.push(Client {
+                stream,
+                // The session's own requests had others.
+                xid: 1000,
+                sent: None,
+                out: BytesMut::new(),
+                input: Vec::with_capacity(REPLY_LEN_MAX),
+            });
+        }
+        Ok(Self {
+            epoll,
+            clients,
+            latencies: Latencies::new(),
+        })
+    }
+
+    /// Sends `count` requests in all and waits for their replies, which must be successes. `encode` appends
+    /// the request of the client with this index, under this xid.
+    ///
+    /// # Errors
+    /// When a connection is gone or a request fails.
+    pub fn run(
+        &mut self,
+        count: u64,
+        mut encode: impl FnMut(usize, Xid, &mut BytesMut),
+    ) -> Result<Duration> {
+        let began = Instant::now();
+        let (mut sent, mut done) = (0, 0);
+        for (index, client) in self.clients.iter_mut().enumerate() {
+            if sent < count {
+                client.send(index, &mut encode)?;
+                sent += 1;
+            }
+        }
+        let mut ready = Vec::new();
+        while done < count {
+            self.wait(&mut ready)?;
+            for index in ready.drain(..) {
+                let Some(client) = self.clients.get_mut(index) else {
+                    continue;
+                };
+                let Some(latency) = client.receive()? else {
+                    continue;
+                };
+                self.latencies.record(latency);
+                done += 1;
+                if sent < count {
+                    client.send(index, &mut encode)?;
+                    sent += 1;
+                }
+            }
+        }
+        Ok(began.elapsed())
+    }
+
+    /// The latencies since this was last asked for.
+    pub fn take_latencies(&mut self) -> Latencies {
+        std::mem::take(&mut self.latencies)
+    }
+
+    /// Closes all sessions.
+    ///
+    /// # Errors
+    /// When a connection is gone.
+    pub fn close(mut self) -> Result<()> {
+        let count = self.clients.len() as u64;
+        self.run(count, |_, xid, out| {
+            Request::CloseSession.encode_frame(xid, out);
+        })?;
+        Ok(())
+    }
+
+    /// Waits until replies can be read, and names their clients.
+    fn wait(&self, ready: &mut Vec<usize>) -> Result<()> {
+        let Some(epoll) = &self.epoll else {
+            ready.push(0);
+            return Ok(());
+        };
+        let mut events = Vec::with_capacity(self.clients.len());
+        match epoll::wait(epoll, spare_capacity(&mut events), None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).context("wait for replies"),
+        }
+        for event in &events {
+            ready.push(usize::try_from(event.data.u64())?);
+        }
+        Ok(())
+    }
+}
+
+impl Client {
+    fn send(
+        &mut self,
+        index: usize,
+        encode: &mut impl FnMut(usize, Xid, &mut BytesMut),
+    ) -> Result<()> {
+        self.xid += 1;
+        self.out.clear();
+        encode(index, Xid(self.xid), &mut self.out);
+        self.sent = Some(Instant::now());
+        self.stream.write_all(&self.out).context("send a request")
+    }
+
+    /// Reads what is there; the latency, when it completes the reply.
+    fn receive(&mut self) -> Result<Option<Duration>> {
+        let mut chunk = [0; REPLY_LEN_MAX];
+        let count = self.stream.read(&mut chunk).context("read a reply")?;
+        ensure!(count > 0, "the server closed the connection");
+        let arrived = Instant::now();
+        self.input
+            .extend_from_slice(chunk.get(..count).unwrap_or_default());
+        let Some((len, body)) = self.input.split_first_chunk::<4>() else {
+            return Ok(None);
+        };
+        let len = usize::try_from(i32::from_be_bytes(*len))?;
+        if body.len() < len {
+            return Ok(None);
+        }
+        ensure!(body.len() == len, "more than one reply to one request");
+        let header = ReplyHeader::decode(&mut Reader::new(body))?;
+        ensure!(
+            header.xid.0 == self.xid && header.error == 0,
+            "reply {header:?} to request {}",
+            self.xid
+        );
+        self.input.clear();
+        let sent = self.sent.take().context("a reply without a request")?;
+        Ok(Some(arrived.duration_since(sent)))
+    }
+}
+
+/// Latencies of `len` bytes to another thread and back over loopback, for `time`: what is left of a request when
+/// the server does nothing.
+///
+/// # Errors
+/// When loopback does not work.
+pub fn measure_loopback(len: usize, time: Duration) -> Result<Latencies> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut near = TcpStream::connect(listener.local_addr()?)?;
+    let (mut far, _) = listener.accept()?;
+    near.set_nodelay(true)?;
+    far.set_nodelay(true)?;
+    let echo = thread::spawn(move || {
+        let mut buffer = vec![0; len];
+        // The near end closes when it has enough.
+        while far.read_exact(&mut buffer).is_ok() && far.write_all(&buffer).is_ok() {}
+    });
+    let mut buffer = vec![b'x'; len];
+    let mut latencies = Latencies::new();
+    let began = Instant::now();
+    while began.elapsed() < time || latencies.count() == 0 {
+        let started = Instant::now();
+        near.write_all(&buffer)?;
+        near.read_exact(&mut buffer)?;
+        latencies.record(started.elapsed());
+    }
+    drop(near);
+    ensure!(echo.join().is_ok(), "the echo panicked");
+    Ok(latencies)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_measured() {
+        let latencies = measure_loopback(100, Duration::from_millis(5)).unwrap();
+        assert!(latencies.count() > 0 && latencies.micros(0.5) > 0.5);
+    }
+}
