@@ -227,6 +227,11 @@ impl Listener {
     /// Waits for a connection. `None` once the listener is closed. When the system is short of
     /// descriptors or memory, clients wait in the backlog until it is not. May be cancelled.
     pub async fn accept(&mut self) -> Option<Connection> {
+        self.accept_detached().await.map(Accepted::attach)
+    }
+
+    /// As [`Self::accept`], for a connection that may be served on another executor.
+    pub async fn accept_detached(&mut self) -> Option<Accepted> {
         loop {
             if self.burst >= ACCEPT_BURST {
                 self.burst = 0;
@@ -239,7 +244,11 @@ impl Listener {
                 Ok((socket, peer)) => {
                     self.burst += 1;
                     if let Some(peer) = peer.as_socket() {
-                        return Some(Connection::new(socket, peer, self.limits));
+                        return Some(Accepted {
+                            socket,
+                            peer,
+                            limits: self.limits,
+                        });
                     }
                 }
                 Err(error) => self.wait_after(error).await,
@@ -302,6 +311,21 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         self.inner.close();
+    }
+}
+
+/// A connection that no executor has taken over yet. Dropping it closes it.
+#[derive(Debug)]
+pub struct Accepted {
+    socket: Socket,
+    peer: SocketAddr,
+    limits: ConnectionLimits,
+}
+
+impl Accepted {
+    /// The connection, on the current executor from now on.
+    pub fn attach(self) -> Connection {
+        Connection::new(self.socket, self.peer, self.limits)
     }
 }
 

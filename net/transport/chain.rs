@@ -11,10 +11,12 @@
 //!   link before. So what lies below every cursor belongs to the writer alone, which hands the values
 //!   back (`freed`) for disposal where it hurts nobody; no reader ever drops a batch.
 //! - The writer never waits for a reader. It reads the [`Lag`], and admission must obey it.
+//! - A reader that is not eager need not be woken for a batch that is of no use to it. It walks such
+//!   batches when it is rung for another, or looks by itself, or is [`LAG_MAX_QUIET`] behind.
 //! - Dropping a chain, however long, does not recurse.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
 use crate::doorbell::Doorbell;
@@ -24,6 +26,10 @@ use crate::wake::WakeSlot;
 /// Values that one append hands back at most, so that a reader which leaps forward costs the writer
 /// a little for a while rather than much at once.
 const FREED_PER_APPEND_MAX: usize = 8;
+
+/// Batches that a reader may be behind before it is rung for whatever comes: what it has not walked
+/// cannot be disposed of.
+pub const LAG_MAX_QUIET: u64 = 32;
 
 #[derive(Debug)]
 struct Link<T> {
@@ -53,7 +59,11 @@ impl<T> Drop for Link<T> {
 /// What the writer knows of a reader.
 #[derive(Debug)]
 struct ReaderState {
+    /// The number of cursors made before it.
+    id: usize,
     slot: Arc<WakeSlot>,
+    /// Whether it is to be rung for every batch.
+    eager: AtomicBool,
     /// The link the reader holds. Moved by the reader, after it let go of the one before.
     index: AtomicU64,
     bytes_through: AtomicU64,
@@ -67,6 +77,8 @@ pub struct Chain<T> {
     /// Links that a reader may still hold or reach, oldest first.
     retained: VecDeque<Arc<Link<T>>>,
     readers: Vec<Arc<ReaderState>>,
+    /// Cursors made so far.
+    cursors: usize,
     /// Counts [`Self::ring`].
     rings: Arc<AtomicU64>,
 }
@@ -90,14 +102,20 @@ impl<T> Chain<T> {
             tail: Arc::new(start),
             retained: VecDeque::new(),
             readers: Vec::new(),
+            cursors: 0,
             rings: Arc::new(AtomicU64::new(0)),
         }
     }
 
-    /// A reader that sees what is appended from now on.
+    /// A reader that sees what is appended from now on, and is eager. The first one has the number 0,
+    /// the next 1, and so on.
     pub fn cursor(&mut self) -> Cursor<T> {
+        let id = self.cursors;
+        self.cursors += 1;
         let state = Arc::new(ReaderState {
+            id,
             slot: WakeSlot::new(),
+            eager: AtomicBool::new(true),
             index: AtomicU64::new(self.tail.index),
             bytes_through: AtomicU64::new(self.tail.bytes_through),
             gone: AtomicBool::new(false),
@@ -148,10 +166,21 @@ impl<T> Chain<T> {
     /// Wakes the readers that sleep at their doorbell. Called after what they go by (a published
     /// zxid, say) was stored: a reader that is rung sees it.
     pub fn ring(&self) {
+        self.ring_some(|_| true);
+    }
+
+    /// As [`Self::ring`], for the readers that are eager or far behind, and those whose number is
+    /// `wanted`.
+    pub fn ring_some(&self, wanted: impl Fn(usize) -> bool) {
         pulse::touch();
+        // Orders the appends before the loads of `eager`; `set_eager` has the other half.
         self.rings.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         for reader in &self.readers {
-            reader.slot.post();
+            let behind = self.tail.index - reader.index.load(Ordering::Relaxed);
+            if behind > LAG_MAX_QUIET || reader.eager.load(Ordering::Relaxed) || wanted(reader.id) {
+                reader.slot.post();
+            }
         }
     }
 
@@ -229,6 +258,15 @@ impl<T> Cursor<T> {
     /// Whether [`Self::next`] would return a batch.
     pub fn has_next(&self) -> bool {
         self.current.next.get().is_some()
+    }
+
+    /// Says whether this reader is to be rung for every batch, and returns whether one is there that
+    /// it has not walked: one that was appended just before it became eager may not have been rung for.
+    #[must_use = "a batch that is there already is not rung for"]
+    pub fn set_eager(&self, eager: bool) -> bool {
+        self.state.eager.store(eager, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.has_next()
     }
 
     /// The batch that [`Self::next`] last returned.

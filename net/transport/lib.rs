@@ -28,7 +28,7 @@ mod socket;
 mod thread_clock;
 mod wake;
 
-pub use acceptor::{BindError, BoundSocket, ListenOptions, Listener};
+pub use acceptor::{Accepted, BindError, BoundSocket, ListenOptions, Listener};
 pub use chain::{Chain, Cursor, Lag};
 pub use connection::{Connection, ConnectionLimits, ReadHalf, SendError, Sent, WriteHalf};
 pub use doorbell::{Doorbell, Ringer};

@@ -32,7 +32,7 @@ use crate::clock;
 use crate::core_report::CoreStats;
 use crate::messages::{CoreMessage, ShardMessage, WriteMessage};
 use crate::outbox::Outbox;
-use crate::publication::{Answer, ClientKey, Publication, Step};
+use crate::publication::{Answer, ClientKey, Publication, ShardSet, Step};
 use crate::sessions::Sessions;
 use crate::settings::Settings;
 use crate::snapshots::{SnapshotTaken, Snapshots};
@@ -87,6 +87,9 @@ pub(crate) struct Core<D: Disk> {
     taken_waker: Option<Waker>,
     pub(crate) stats: CoreStats,
     shards_stopped: usize,
+    /// The time that transactions get, milliseconds since 1970: that of the last [`Core::start_turn`]
+    /// or, when it is later, of the last transaction of the server's own.
+    wall_ms: i64,
 }
 
 /// What a core is made of.
@@ -131,10 +134,16 @@ impl<D: Disk> Core<D> {
             taken_waker: None,
             stats: CoreStats::default(),
             shards_stopped: 0,
+            wall_ms: clock::wall_ms(),
         };
         // The first tick makes a server without an ensemble the leader of itself.
         core.input(Input::Tick);
         core
+    }
+
+    /// Before the messages of a turn: what they ask for happens at one time.
+    pub(crate) fn start_turn(&mut self) {
+        self.wall_ms = clock::wall_ms();
     }
 
     /// Takes one message.
@@ -236,7 +245,7 @@ impl<D: Disk> Core<D> {
                 SessionState::Closing
             },
             cxid: xid.0,
-            time_ms: clock::wall_ms(),
+            time_ms: self.wall_ms,
             identities: &write.identities,
             settings: &settings.tree,
         };
@@ -299,10 +308,11 @@ impl<D: Disk> Core<D> {
         execute: impl FnOnce(&mut Tree, Zxid, &Context<'_>, &mut Vec<Event>) -> Executed<'x>,
     ) {
         self.make_room(0);
+        self.wall_ms = clock::wall_ms();
         let settings = Arc::clone(&self.settings);
         let context = Context {
             session,
-            ..Context::internal(clock::wall_ms(), &settings.tree)
+            ..Context::internal(self.wall_ms, &settings.tree)
         };
         let zxid = self.next_zxid();
         let executed = execute(&mut self.head, zxid, &context, &mut self.events);
@@ -369,10 +379,13 @@ impl<D: Disk> Core<D> {
             return;
         }
         self.batches += 1;
+        // The next batch is about as large as this one; growing its vectors step by step would copy them.
+        let steps = Vec::with_capacity(self.steps.len());
+        let events = Vec::with_capacity(self.events.len());
         let publication = Publication {
             tree: self.head.clone(),
-            steps: mem::take(&mut self.steps),
-            events: mem::take(&mut self.events),
+            steps: mem::replace(&mut self.steps, steps),
+            events: mem::replace(&mut self.events, events),
         };
         self.sealed.push_back(Sealed {
             through: self.head.zxid(),
@@ -441,17 +454,19 @@ impl<D: Disk> Core<D> {
     /// Publishes every batch that is committed.
     fn publish(&mut self) {
         let mut published = false;
+        let mut told = ShardSet::default();
         while let Some(sealed) = self.sealed.front()
             && sealed.through <= self.committed
             && let Some(Sealed { publication, .. }) = self.sealed.pop_front()
         {
             let bytes = publication.steps.len() * STEP_BYTES;
+            told.add_all(&publication);
             self.published = publication.tree.clone();
             self.chain.append(publication, bytes, &mut self.freed);
             published = true;
         }
         if published {
-            self.chain.ring();
+            self.chain.ring_some(|shard| told.contains(shard));
         }
     }
 

@@ -1,4 +1,5 @@
-//! What all shards count together: connections, outstanding requests, connect tokens.
+//! What all shards count together: connections and where they are served, outstanding requests,
+//! connect tokens.
 //!
 //! Requests are counted with one relaxed atomic; the lock is taken only when a connection comes or
 //! goes.
@@ -11,6 +12,10 @@ use std::sync::{Mutex, PoisonError};
 use crate::connection_throttle::ConnectionThrottle;
 use crate::settings::Settings;
 
+/// So many connections are served on the first shard before any is on another: what they write need
+/// not hop between executors, which is what a lone client waits for most.
+const FIRST_SHARD_FEW: usize = 8;
+
 /// Counters and limits of the whole server.
 #[derive(Debug)]
 pub(crate) struct SharedCounts {
@@ -18,6 +23,8 @@ pub(crate) struct SharedCounts {
     outstanding_max: usize,
     requests_max: usize,
     connections: Mutex<Connections>,
+    /// Connections by the shard that serves them.
+    served: Vec<AtomicUsize>,
     per_address_max: usize,
     total_max: usize,
     throttle: Option<ConnectionThrottle>,
@@ -35,13 +42,14 @@ struct Connections {
 
 impl SharedCounts {
     /// Nothing yet, with the limits of `settings`; a limit of 0 is no limit.
-    pub(crate) fn new(settings: &Settings) -> Self {
+    pub(crate) fn new(settings: &Settings, shards: usize) -> Self {
         let limits = &settings.config.throttle;
         Self {
             outstanding: AtomicUsize::new(0),
             outstanding_max: limits.outstanding_max as usize,
             requests_max: limits.requests_max.map_or(usize::MAX, |max| max as usize),
             connections: Mutex::default(),
+            served: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
             per_address_max: settings.config.clients.per_address_max.unwrap_or(0) as usize,
             total_max: settings.config.clients.total_max.unwrap_or(0) as usize,
             throttle: ConnectionThrottle::new(&settings.config.connection_throttle),
@@ -99,6 +107,36 @@ impl SharedCounts {
     /// A large write is answered, or its connection is gone.
     pub(crate) fn finished_large(&self, bytes: usize) {
         self.large_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Which shard is to serve a connection that came to the shard `accepted_on`: the first while it
+    /// has few, then whichever has the fewest.
+    pub(crate) fn place(&self, accepted_on: u32) -> u32 {
+        let load = |shard: &AtomicUsize| shard.load(Ordering::Relaxed);
+        if self.served.first().map_or(0, load) < FIRST_SHARD_FEW {
+            return 0;
+        }
+        let here = self.served.get(accepted_on as usize).map_or(0, load);
+        let others = (0..).zip(&self.served).map(|(at, shard)| (load(shard), at));
+        match others.min() {
+            // Two that place at once may be one off; a hand-over for that is not worth it.
+            Some((least, shard)) if least + 1 < here => shard,
+            _ => accepted_on,
+        }
+    }
+
+    /// A shard begins to serve a connection, or one is on its way to it.
+    pub(crate) fn serving(&self, shard: u32) {
+        if let Some(served) = self.served.get(shard as usize) {
+            served.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// That connection is gone, or did not get there.
+    pub(crate) fn served(&self, shard: u32) {
+        if let Some(served) = self.served.get(shard as usize) {
+            served.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Counts a connection in, unless there are too many of them (`maxClientCnxns`, `maxCnxns`).

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ringkeeper_proto::{Id, OpCode, SessionId, Xid};
+use ringkeeper_transport::Accepted;
 use ringkeeper_transport::mailbox::Sender;
 
 use crate::publication::{Attached, ClientKey};
@@ -66,6 +67,8 @@ pub(crate) enum ShardMessage {
         then: ClientKey,
         session: Attached,
     },
+    /// A connection that another shard has accepted is to be served here.
+    Adopt(Accepted),
     /// Somebody asks for this shard's part of a report.
     Report {
         wanted: Wanted,

@@ -34,6 +34,26 @@ pub(crate) struct Publication {
     pub(crate) events: Vec<Event>,
 }
 
+/// The shards that answer somebody in some publications. There is room for 64; shards that share a
+/// place are both in it or neither.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ShardSet(u64);
+
+impl ShardSet {
+    /// Adds the shards whose clients `publication` answers.
+    pub(crate) fn add_all(&mut self, publication: &Publication) {
+        let answered = publication.steps.iter().filter_map(|step| step.answer.to());
+        for client in answered {
+            self.0 |= 1 << (client.shard % u64::BITS);
+        }
+    }
+
+    /// Whether `shard` may be in it.
+    pub(crate) const fn contains(self, shard: usize) -> bool {
+        self.0 >> (shard % u64::BITS as usize) & 1 == 1
+    }
+}
+
 /// One request of a batch: a transaction, or a request that was refused without one.
 #[derive(Debug)]
 pub(crate) struct Step {

@@ -51,6 +51,7 @@ pub(crate) async fn run<D: Disk>(
         inbox.recv_batch(&mut messages).await;
         {
             let mut core = core.borrow_mut();
+            core.start_turn();
             messages.drain(..).for_each(|message| core.hear(message));
         }
         turn(&core);

@@ -124,7 +124,7 @@ impl Server {
         let links = Links {
             core,
             shards,
-            counts: Arc::new(SharedCounts::new(settings)),
+            counts: Arc::new(SharedCounts::new(settings, placement.shards.len())),
         };
         let (listening, wait_listening) = mpsc::channel();
         let mut places = placement

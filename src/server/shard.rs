@@ -67,6 +67,8 @@ pub(crate) struct Shard {
     pub(crate) tree: Tree,
     /// Taken out only while the chain is walked.
     cursor: Option<Cursor<Publication>>,
+    /// Whether it is rung for publications in which nobody here is answered.
+    eager: bool,
     pub(crate) clients: Clients,
     pub(crate) watches: WatchTable,
     pub(crate) core: Outbox<CoreMessage>,
@@ -80,6 +82,8 @@ pub(crate) struct Shard {
     pub(crate) stats: ShardStats,
     pub(crate) counts: Arc<SharedCounts>,
     stopping: bool,
+    /// When the walk of the present publication began, in microseconds of the monotonic clock.
+    walk_us: u64,
 }
 
 /// What a shard is made of.
@@ -102,6 +106,7 @@ impl Shard {
             settings: parts.settings,
             tree: parts.tree,
             cursor: Some(parts.cursor),
+            eager: true,
             clients: Clients::new(parts.index),
             watches: WatchTable::new(parts.seed),
             core: Outbox::new(parts.links.core),
@@ -112,6 +117,7 @@ impl Shard {
             stats: ShardStats::new(),
             counts: parts.links.counts,
             stopping: false,
+            walk_us: 0,
         }
     }
 
@@ -154,6 +160,7 @@ impl Shard {
     }
 
     fn walk(&mut self, publication: &Publication) {
+        self.walk_us = clock::monotonic_us();
         let mut events = publication.events.iter();
         let mut events_start = 0;
         for step in &publication.steps {
@@ -281,8 +288,9 @@ impl Shard {
                 (Err(_), _) | (Ok(_), Some(Err(_))) => {}
             }
         });
+        let latency_us = self.walk_us.saturating_sub(arrived_us);
         self.stats
-            .replied(&mut client.stats, op, xid, zxid, arrived_us);
+            .replied(&mut client.stats, op, xid, zxid, latency_us);
         mark_dirty(client, &mut self.dirty);
         let is_last = self.stopping && client.pending.is_empty();
         if op == OpCode::CloseSession || is_last {
@@ -350,6 +358,8 @@ impl Shard {
                 self.flush();
                 self.send_to_shard(then.shard, ShardMessage::Attach { to: then, session });
             }
+            // The shard's loop takes these; one that comes when it has ended is closed.
+            ShardMessage::Adopt(accepted) => drop(accepted),
             ShardMessage::Report { wanted, to } => {
                 // Who asked has gone when this fails.
                 _ = to.send(self.report(wanted));
@@ -434,8 +444,33 @@ impl Shard {
         }
     }
 
+    /// Asks to be woken for every publication while one of them may mean something here: an event to a
+    /// watch, room to a reader that waits. The others are walked in passing; waking an executor that has
+    /// nothing to do would cost a lone client of another more CPU than its write.
+    fn settle_eagerness(&mut self) {
+        let eager = self.watches.watch_count() > 0 || !self.paused.is_empty();
+        if eager == self.eager {
+            return;
+        }
+        self.eager = eager;
+        if self
+            .cursor
+            .as_ref()
+            .is_some_and(|cursor| cursor.set_eager(eager))
+            && eager
+        {
+            self.catch_up();
+        }
+    }
+
+    /// Whether there are publications that have not been walked.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.cursor.as_ref().is_some_and(Cursor::has_next)
+    }
+
     /// Sends what is queued: one send per connection, one wake-up per mailbox.
     pub(crate) fn flush(&mut self) {
+        self.settle_eagerness();
         while let Some(key) = self.dirty.pop() {
             let Some(client) = self.clients.get_mut(key) else {
                 continue;
@@ -486,6 +521,7 @@ impl Shard {
             if let Some(client) = this.clients.get_mut(key) {
                 client.paused = Some(context.waker().clone());
                 this.paused.push(key);
+                this.settle_eagerness();
             }
             Poll::Pending
         })
@@ -577,8 +613,9 @@ impl Answering<'_> {
         }
         drop(out);
         let zxid = self.tree.zxid();
+        let latency_us = clock::monotonic_us().saturating_sub(read.arrived_us);
         self.stats
-            .replied(&mut client.stats, read.op, xid, zxid, read.arrived_us);
+            .replied(&mut client.stats, read.op, xid, zxid, latency_us);
         mark_dirty(client, self.dirty);
     }
 }

@@ -6,9 +6,9 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use ringkeeper_transport::mailbox::Receiver;
+use ringkeeper_transport::mailbox::{MailboxError, Receiver};
 use ringkeeper_transport::{
-    BoundSocket, Connection, Doorbell, ListenOptions, Listener, ReadHalf, WriteHalf, sleep,
+    Accepted, BoundSocket, Doorbell, ListenOptions, Listener, ReadHalf, WriteHalf, sleep,
     spawn_local, timeout,
 };
 
@@ -18,8 +18,8 @@ use crate::messages::ShardMessage;
 use crate::publication::ClientKey;
 use crate::shard::{Next, Shard, UNSENT_BYTES_PAUSE};
 
-/// How often a shard looks at what no message tells it: a full mailbox that has room again, the end of
-/// the drain.
+/// How often a shard looks at what no message tells it: a full mailbox that has room again,
+/// publications that nobody here waits for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What a shard's executor runs.
@@ -56,7 +56,13 @@ impl ShardLoop {
         } = self;
         let listener = socket.listen(options)?;
         let closer = listener.closer();
-        let accepting = spawn_local(accept(Rc::clone(&shard), listener, links, sessionless_max));
+        let place = Rc::new(Place {
+            index: shard.borrow().index,
+            shard: Rc::clone(&shard),
+            links,
+            sessionless_max,
+        });
+        let accepting = spawn_local(accept(Rc::clone(&place), listener));
         let walking = spawn_local({
             let shard = Rc::clone(&shard);
             async move {
@@ -78,18 +84,23 @@ impl ShardLoop {
                         shard.flush();
                         shard.resume_paused();
                     }
+                    if shard.is_behind() {
+                        shard.catch_up();
+                        shard.flush();
+                    }
                 }
             }
         });
         listening();
         while let Some(message) = inbox.recv().await {
-            let is_stop = matches!(message, ShardMessage::Stop);
-            if is_stop {
-                closer.close();
-            }
-            shard.borrow_mut().hear(message);
-            if is_stop {
-                break;
+            match message {
+                ShardMessage::Adopt(accepted) => serve(&place, accepted),
+                ShardMessage::Stop => {
+                    closer.close();
+                    shard.borrow_mut().hear(message);
+                    break;
+                }
+                message => shard.borrow_mut().hear(message),
             }
         }
         drain(&shard, &mut inbox, drain_max).await;
@@ -117,56 +128,76 @@ async fn drain(
     }
 }
 
-async fn accept(
+/// What it takes to serve a connection on this shard.
+struct Place {
+    index: u32,
     shard: Rc<RefCell<Shard>>,
-    mut listener: Listener,
     links: Links,
     sessionless_max: Duration,
-) {
-    while let Some(connection) = listener.accept().await {
-        serve(&shard, connection, &links, sessionless_max);
+}
+
+async fn accept(place: Rc<Place>, mut listener: Listener) {
+    while let Some(accepted) = listener.accept_detached().await {
+        let counts = &place.links.counts;
+        let shard = counts.place(place.index);
+        counts.serving(shard);
+        if shard == place.index {
+            serve(&place, accepted);
+        } else {
+            hand_over(&place, shard, accepted);
+        }
     }
 }
 
-/// Starts the reader of a connection, unless there are too many connections.
-fn serve(
-    shard: &Rc<RefCell<Shard>>,
-    connection: Connection,
-    links: &Links,
-    sessionless_max: Duration,
-) {
+/// Gives a connection to another shard; keeps it when that has no time for it.
+fn hand_over(place: &Rc<Place>, shard: u32, accepted: Accepted) {
+    let Some(to) = place.links.shards.get(shard as usize) else {
+        return;
+    };
+    if let Err(MailboxError::Full(message)) = to.send(ShardMessage::Adopt(accepted)) {
+        place.links.counts.served(shard);
+        if let ShardMessage::Adopt(accepted) = message {
+            place.links.counts.serving(place.index);
+            serve(place, accepted);
+        }
+    }
+}
+
+/// Starts the reader of a connection, which is counted as served here already, unless there are too
+/// many connections.
+fn serve(place: &Rc<Place>, accepted: Accepted) {
+    let connection = accepted.attach();
     let peer = connection.peer_addr();
-    if let Err(limit) = links.counts.connected(peer.ip()) {
+    let counts = &place.links.counts;
+    if let Err(limit) = counts.connected(peer.ip()) {
+        counts.served(place.index);
         tracing::warn!(%peer, limit, "too many connections: refused");
         return;
     }
     let (input, output) = connection.split();
-    let key = shard.borrow_mut().admit(output.clone(), peer);
+    let key = place.shard.borrow_mut().admit(output.clone(), peer);
     let reader = Reader {
-        shard: Rc::clone(shard),
+        place: Rc::clone(place),
         key,
         input,
         output,
-        links: links.clone(),
-        sessionless_max,
     };
+    let place = Rc::clone(place);
     let reading = async move {
-        let (shard, counts) = (Rc::clone(&reader.shard), reader.links.counts.clone());
         reader.run().await;
-        shard.borrow_mut().forget(key);
-        counts.disconnected(peer.ip());
+        place.shard.borrow_mut().forget(key);
+        place.links.counts.disconnected(peer.ip());
+        place.links.counts.served(place.index);
     };
     spawn_local(reading).detach();
 }
 
 /// Reads one connection to its end.
 struct Reader {
-    shard: Rc<RefCell<Shard>>,
+    place: Rc<Place>,
     key: ClientKey,
     input: ReadHalf,
     output: WriteHalf,
-    links: Links,
-    sessionless_max: Duration,
 }
 
 impl Reader {
@@ -174,6 +205,7 @@ impl Reader {
         let opened = Instant::now();
         loop {
             let next = self
+                .place
                 .shard
                 .borrow_mut()
                 .take_frames(self.key, self.input.frames());
@@ -186,7 +218,7 @@ impl Reader {
                 Next::Pause if self.output.pending() >= UNSENT_BYTES_PAUSE => {
                     self.output.drained_to(UNSENT_BYTES_PAUSE / 2).await;
                 }
-                Next::Pause => Shard::wait_ready(&self.shard, self.key).await,
+                Next::Pause => Shard::wait_ready(&self.place.shard, self.key).await,
                 // Boxed: ten thousand idle connections should not each keep room for it.
                 Next::FourLetterWord(word) => return Box::pin(self.four_letter_word(word)).await,
                 Next::End => return Box::pin(self.discard()).await,
@@ -196,11 +228,11 @@ impl Reader {
 
     /// Receives once; whether there is more to come.
     async fn receive(&mut self, opened: Instant) -> bool {
-        let has_session = self.shard.borrow().has_session(self.key);
+        let has_session = self.place.shard.borrow().has_session(self.key);
         let received = if has_session {
             self.input.recv().await
         } else {
-            let left = self.sessionless_max.saturating_sub(opened.elapsed());
+            let left = self.place.sessionless_max.saturating_sub(opened.elapsed());
             match Box::pin(timeout(left, self.input.recv())).await {
                 Some(received) => received,
                 None => return false,
@@ -211,9 +243,9 @@ impl Reader {
 
     async fn four_letter_word(mut self, word: [u8; 4]) {
         let rest = self.input.frames().take_rest();
-        let settings = self.shard.borrow().settings.clone();
+        let settings = self.place.shard.borrow().settings.clone();
         let argument = rest.get(4..).unwrap_or(&[]);
-        let text = four_letter::answer(word, argument, &settings, &self.links).await;
+        let text = four_letter::answer(word, argument, &settings, &self.place.links).await;
         self.output.queue().extend_from_slice(text.as_bytes());
         self.output.close();
         Box::pin(self.discard()).await;

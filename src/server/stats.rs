@@ -5,7 +5,6 @@ use ringkeeper_proto::reply::EventType;
 use ringkeeper_proto::{OpCode, Xid, Zxid};
 
 use crate::client::ClientStats;
-use crate::clock;
 
 /// Latencies beyond this are counted as this: an hour in microseconds.
 const LATENCY_MAX_US: u64 = 3_600_000_000;
@@ -64,9 +63,8 @@ impl ShardStats {
         op: OpCode,
         xid: Xid,
         zxid: Zxid,
-        arrived_us: u64,
+        latency_us: u64,
     ) {
-        let latency_us = clock::monotonic_us().saturating_sub(arrived_us);
         self.sent += 1;
         let histogram = if op.is_write() {
             &mut self.write_us

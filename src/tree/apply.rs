@@ -363,10 +363,10 @@ impl Step<'_> {
     }
 
     fn set_data(&mut self, path: &str, data: Option<&[u8]>, version: i32) -> Result<Stat, ZkError> {
-        let node = self.tree.find(path).ok_or(ZkError::NoNode)?;
+        let node = self.tree.get_mut(path).ok_or(ZkError::NoNode)?;
         let acl = node.header.acl;
         let grown = len_of(data) - len_of(node.data());
-        let node = set_data(self.tree.find_mut(path, 0, grown), path, data);
+        let node = set_data(node, path, data);
         let before = node.header.digest;
         node.header.mzxid = self.zxid.to_wire();
         node.header.mtime = self.time_ms;
@@ -375,6 +375,7 @@ impl Step<'_> {
         let after = node.header.digest;
         let stat = Node::new(node).stat();
         self.tree.replace_digest(before, after);
+        self.tree.count_above(path, 0, grown);
         self.tree.data_size += grown;
         self.count_in_quota(path, grown, 0);
         let path: Arc<str> = path.into();

@@ -52,6 +52,34 @@ impl From<PathError> for ZkError {
     }
 }
 
+/// The parts of `path` between its slashes, as `str::split` has them. Paths are looked up for every
+/// request and names are short, which a plain loop is made for.
+#[derive(Clone, Debug)]
+pub(crate) struct Names<'p> {
+    rest: Option<&'p str>,
+}
+
+impl<'p> Names<'p> {
+    pub(crate) const fn of(path: &'p str) -> Self {
+        Self { rest: Some(path) }
+    }
+}
+
+impl<'p> Iterator for Names<'p> {
+    type Item = &'p str;
+
+    fn next(&mut self) -> Option<&'p str> {
+        let rest = self.rest?;
+        let Some(slash) = rest.bytes().position(|byte| byte == b'/') else {
+            self.rest = None;
+            return Some(rest);
+        };
+        let (name, after) = rest.split_at(slash);
+        self.rest = after.get(1..);
+        Some(name)
+    }
+}
+
 /// Checks that `path` can name a znode.
 ///
 /// # Errors

@@ -19,6 +19,7 @@ use crate::map::{Entry, Key, Map, head_of};
 use crate::node::{
     self, Child, Inner, Node, NodeArc, NodeFields, NodeKind, Record, node_mut, node_of,
 };
+use crate::path::Names;
 use crate::quota::{LIMIT_NODE, QUOTA_ROOT, Quota, STAT_NODE, StatsTrack};
 
 /// The replicated state at one zxid.
@@ -251,7 +252,7 @@ impl Tree {
             return Some(&self.root);
         }
         let mut at = &self.root;
-        for name in path.strip_prefix('/')?.split('/') {
+        for name in Names::of(path.strip_prefix('/')?) {
             at = at.child(name)?;
         }
         Some(at)
@@ -261,6 +262,24 @@ impl Tree {
     /// in them on the way.
     pub(crate) fn find_mut(&mut self, path: &str, nodes: i64, bytes: i64) -> &mut NodeArc {
         walk_mut(&mut self.root, path, nodes, bytes)
+    }
+
+    /// The znode at `path` for changing, if it exists. When it does not, nothing has changed but that
+    /// some of what was shared with clones has been copied.
+    pub(crate) fn get_mut(&mut self, path: &str) -> Option<&mut NodeArc> {
+        let mut at = &mut self.root;
+        for name in components(path) {
+            let children = &mut node_mut(at).own_extra()?.children;
+            at = &mut children.get_mut(&Key::named(name))?.node;
+        }
+        Some(at)
+    }
+
+    /// Counts in all ancestors of the znode at `path`, which exists, what has changed in it.
+    pub(crate) fn count_above(&mut self, path: &str, nodes: i64, bytes: i64) {
+        if nodes != 0 || bytes != 0 {
+            walk_mut(&mut self.root, path, nodes, bytes);
+        }
     }
 
     /// Changes the fields of a znode that exists and renews its digest.
@@ -445,7 +464,7 @@ fn to_signed(len: usize) -> i64 {
 
 /// The parts of a path.
 fn components(path: &str) -> impl Iterator<Item = &str> {
-    path.split('/').filter(|name| !name.is_empty())
+    Names::of(path).filter(|name| !name.is_empty())
 }
 
 fn walk_mut<'t>(root: &'t mut NodeArc, path: &str, nodes: i64, bytes: i64) -> &'t mut NodeArc {
