@@ -29,7 +29,7 @@ mod thread_clock;
 mod wake;
 
 pub use acceptor::{Accepted, BindError, BoundSocket, ListenOptions, Listener};
-pub use chain::{Chain, Cursor, Lag};
+pub use chain::{Chain, Cursor, LAG_MAX_QUIET, Lag};
 pub use connection::{Connection, ConnectionLimits, ReadHalf, SendError, Sent, WriteHalf};
 pub use doorbell::{Doorbell, Ringer};
 pub use executor::{

@@ -418,6 +418,9 @@ pub struct PlacementConfig {
     pub cpus: Cpus,
     /// `ringkeeper.shards`: number of shard executors, 1 to [`PlacementConfig::SHARDS_MAX`]; `None` chooses by the cores.
     pub shards: Option<u32>,
+    /// `ringkeeper.clientsBesideCore`: so many connections are served on the replica core's own executor before
+    /// any is on another; 0 spreads them from the first.
+    pub clients_beside_core: u32,
 }
 
 impl PlacementConfig {
@@ -520,6 +523,7 @@ impl Config {
             placement: PlacementConfig {
                 cpus: Cpus::Auto,
                 shards: None,
+                clients_beside_core: 8,
             },
             shutdown: ShutdownConfig {
                 drain_ms_max: 10_000,

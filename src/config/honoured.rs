@@ -521,6 +521,15 @@ pub(crate) const KEYS: &[Key] = &[
         PlacementConfig::SHARDS_MAX as i64,
         |draft, value| draft.config.placement.shards = positive(value),
     ),
+    int(
+        "ringkeeper.clientsBesideCore",
+        Owner::Ringkeeper,
+        "8",
+        "Connections served on the replica core's own executor before any is on another: few clients wait less there, many spread over all executors in any case",
+        0,
+        1_000_000,
+        |draft, value| draft.config.placement.clients_beside_core = non_negative(value),
+    ),
 ];
 
 const fn int(

@@ -12,10 +12,6 @@ use std::sync::{Mutex, PoisonError};
 use crate::connection_throttle::ConnectionThrottle;
 use crate::settings::Settings;
 
-/// So many connections are served on the first shard before any is on another: what they write need
-/// not hop between executors, which is what a lone client waits for most.
-const FIRST_SHARD_FEW: usize = 8;
-
 /// Counters and limits of the whole server.
 #[derive(Debug)]
 pub(crate) struct SharedCounts {
@@ -25,6 +21,9 @@ pub(crate) struct SharedCounts {
     connections: Mutex<Connections>,
     /// Connections by the shard that serves them.
     served: Vec<AtomicUsize>,
+    /// So many connections are served on the first shard before any is on another: what they write
+    /// need not hop between executors, which is what a lone client waits for most.
+    first_shard_few: usize,
     per_address_max: usize,
     total_max: usize,
     throttle: Option<ConnectionThrottle>,
@@ -50,6 +49,7 @@ impl SharedCounts {
             requests_max: limits.requests_max.map_or(usize::MAX, |max| max as usize),
             connections: Mutex::default(),
             served: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
+            first_shard_few: settings.config.placement.clients_beside_core as usize,
             per_address_max: settings.config.clients.per_address_max.unwrap_or(0) as usize,
             total_max: settings.config.clients.total_max.unwrap_or(0) as usize,
             throttle: ConnectionThrottle::new(&settings.config.connection_throttle),
@@ -113,7 +113,7 @@ impl SharedCounts {
     /// has few, then whichever has the fewest.
     pub(crate) fn place(&self, accepted_on: u32) -> u32 {
         let load = |shard: &AtomicUsize| shard.load(Ordering::Relaxed);
-        if self.served.first().map_or(0, load) < FIRST_SHARD_FEW {
+        if self.served.first().map_or(0, load) < self.first_shard_few {
             return 0;
         }
         let here = self.served.get(accepted_on as usize).map_or(0, load);

@@ -154,12 +154,13 @@ fn hand_over(place: &Rc<Place>, shard: u32, accepted: Accepted) {
     let Some(to) = place.links.shards.get(shard as usize) else {
         return;
     };
-    if let Err(MailboxError::Full(message)) = to.send(ShardMessage::Adopt(accepted)) {
-        place.links.counts.served(shard);
-        if let ShardMessage::Adopt(accepted) = message {
-            place.links.counts.serving(place.index);
-            serve(place, accepted);
-        }
+    let Err(error) = to.send(ShardMessage::Adopt(accepted)) else {
+        return;
+    };
+    place.links.counts.served(shard);
+    if let MailboxError::Full(ShardMessage::Adopt(accepted)) = error {
+        place.links.counts.serving(place.index);
+        serve(place, accepted);
     }
 }
 

@@ -56,7 +56,10 @@ impl Settings {
 
     const fn lines(self) -> &'static str {
         match self {
-            Self::Full | Self::Sweeping => "extendedTypesEnabled=true\nenforceQuota=true\n",
+            // Ringkeeper's clients are spread over its shards, in sparse they are all on one.
+            Self::Full | Self::Sweeping => {
+                "extendedTypesEnabled=true\nenforceQuota=true\nringkeeper.clientsBesideCore=0\n"
+            }
             Self::Sparse => {
                 "extendedTypesEnabled=false\nenforceQuota=false\nreconfigEnabled=true\n"
             }

@@ -87,6 +87,8 @@ fn torture(options: &Options) -> Result<()> {
     launch.set("snapSizeLimitInKb", "1024");
     launch.set("ringkeeper.snapshotLogSizeInKb", "256");
     launch.set("preAllocSize", "8192");
+    // On all shards, however few the clients are.
+    launch.set("ringkeeper.clientsBesideCore", "0");
     for line in &options.settings {
         launch.set_line(line)?;
     }

@@ -1,5 +1,7 @@
 //! Mailbox, doorbell and chain, on one executor and between threads.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
@@ -8,7 +10,8 @@ use std::time::Duration;
 use ringkeeper_transport::doorbell::doorbell;
 use ringkeeper_transport::mailbox::{self, BATCH_MAX, MailboxError};
 use ringkeeper_transport::{
-    Chain, ExecutorSpec, Lag, busy, run_executor, spawn_executor, spawn_local, timeout,
+    Chain, ExecutorSpec, LAG_MAX_QUIET, Lag, busy, run_executor, sleep, spawn_executor,
+    spawn_local, timeout,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -222,6 +225,56 @@ fn chain_lag_is_the_slowest_readers() {
     let late = chain.cursor();
     assert_eq!((late.index(), late.current()), (10, Some(&9)));
     assert!(!late.has_next());
+}
+
+#[test]
+fn a_sleeping_reader_that_is_not_eager_is_rung_when_wanted_or_far_behind() {
+    run_executor(&spec("one"), async {
+        let mut chain = Chain::new();
+        let mut freed = Vec::new();
+        let mut cursor = chain.cursor();
+        let mut bell = cursor.doorbell();
+        let rung = Rc::new(Cell::new(0));
+        let count = Rc::clone(&rung);
+        let sleeper = spawn_local(async move {
+            loop {
+                bell.rung().await;
+                count.set(count.get() + 1);
+            }
+        });
+        let mut publish = |wanted: bool| {
+            chain.append(0, 1, &mut freed);
+            chain.ring_some(|reader| wanted && reader == 0);
+            chain.lag().batches
+        };
+        // The sleeper runs whenever this task waits, and a wake that is due is ready before a timer.
+        let settle = || sleep(Duration::from_millis(5));
+
+        settle().await;
+        assert!(!cursor.set_eager(false));
+        publish(false);
+        settle().await;
+        assert_eq!(rung.get(), 0, "nobody wanted it");
+        publish(true);
+        settle().await;
+        assert_eq!(rung.get(), 1, "wanted");
+        publish(false);
+        assert!(cursor.set_eager(true), "what was there before is told");
+        publish(false);
+        settle().await;
+        assert_eq!(rung.get(), 2, "eager");
+
+        while cursor.next().is_some() {}
+        assert!(!cursor.set_eager(false));
+        while publish(false) < LAG_MAX_QUIET {}
+        settle().await;
+        assert_eq!(rung.get(), 2, "not far behind yet");
+        publish(false);
+        settle().await;
+        assert_eq!(rung.get(), 3, "far behind");
+        sleeper.cancel().await;
+    })
+    .unwrap();
 }
 
 #[test]

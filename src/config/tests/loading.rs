@@ -146,7 +146,7 @@ fn settings_reach_their_fields_in_their_units() {
          snapCount=1000\nsnapSizeLimitInKb=2\nringkeeper.snapshotLogSizeInKb=3\nringkeeper.snapshotKbPerSecond=0\n\
          autopurge.purgeInterval=90s\nfsync.warningthresholdms=20\njute.maxbuffer=0x400000\npreAllocSize=131072\n\
          largeRequestThreshold=500\nthrottled_op_wait_time=30\nskipACL=yes\nenforceQuota=TRUE\n\
-         znode.container.maxNeverUsedIntervalMs=5\nringkeeper.cpus=0,2\nringkeeper.shards=4\n\
+         znode.container.maxNeverUsedIntervalMs=5\nringkeeper.cpus=0,2\nringkeeper.shards=4\nringkeeper.clientsBesideCore=0\n\
          DigestAuthenticationProvider.digestAlg=SHA-256\nDigestAuthenticationProvider.superDigest=super:abc=\n\
          connection_throttle_freeze_time=0\nconnection_throttle_drop_increase=0.5",
     );
@@ -187,6 +187,7 @@ fn settings_reach_their_fields_in_their_units() {
     assert_eq!(config.containers.never_used_ms_max, Some(5));
     assert_eq!(config.placement.cpus, Cpus::List(vec![0, 2]));
     assert_eq!(config.placement.shards, Some(4));
+    assert_eq!(config.placement.clients_beside_core, 0);
     assert_eq!(config.auth.digest_algorithm, DigestAlgorithm::Sha256);
     assert_eq!(config.auth.super_digest.as_deref(), Some("super:abc="));
     assert_eq!(config.connection_throttle.freeze_ms, Some(0));
