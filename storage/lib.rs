@@ -17,6 +17,7 @@ mod disk;
 mod dma_disk;
 mod error;
 mod manifest;
+pub mod offline;
 mod probe;
 mod purge;
 mod reader;

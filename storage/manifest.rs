@@ -185,7 +185,7 @@ impl Contents {
         raw
     }
 
-    fn read(block: &[u8]) -> Copy {
+    pub(crate) fn read(block: &[u8]) -> Copy {
         let Ok((raw, _)) = RawManifest::read_from_prefix(block) else {
             return Copy::Damaged;
         };
@@ -240,7 +240,7 @@ impl RawManifest {
 }
 
 /// One copy as read.
-enum Copy {
+pub(crate) enum Copy {
     Good(Contents),
     Newer(u16),
     Damaged,

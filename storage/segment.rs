@@ -35,8 +35,8 @@ use crate::{
 const MAGIC: u32 = 0x524B_5347;
 const FORMAT: u16 = 1;
 const CHECKSUM_FROM: usize = 8;
-const LOG_PREFIX: &str = "log-";
-const SPARE_PREFIX: &str = "spare-";
+pub(crate) const LOG_PREFIX: &str = "log-";
+pub(crate) const SPARE_PREFIX: &str = "spare-";
 
 /// The first batch's place.
 pub(crate) const FIRST_BATCH: u64 = BLOCK_BYTES as u64;
@@ -54,7 +54,9 @@ struct RawHeader {
     bytes: U64,
 }
 
-const _: () = assert!(size_of::<RawHeader>() == 48);
+/// Bytes of the header; the rest of its block is zeros.
+pub(crate) const HEADER_LEN: usize = size_of::<RawHeader>();
+const _: () = assert!(HEADER_LEN == 48);
 
 /// A segment's first block, as meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

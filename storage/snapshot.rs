@@ -44,7 +44,7 @@ const HEADER_MAGIC: u32 = 0x524B_5353;
 const TRAILER_MAGIC: u32 = 0x524B_5345;
 const FORMAT: u16 = 1;
 const CHECKSUM_FROM: usize = 8;
-const PREFIX: &str = "snapshot-";
+pub(crate) const PREFIX: &str = "snapshot-";
 const UNFINISHED: &str = ".tmp";
 /// Written in pieces of this size.
 const WRITE_BYTES: usize = 1 << 20;

@@ -33,7 +33,7 @@ use crate::{
 
 /// The folder of ours in `dataDir` and `dataLogDir`.
 pub const FOLDER: &str = "ringkeeper";
-const LOCK: &str = "lock";
+pub(crate) const LOCK: &str = "lock";
 /// Apache ZooKeeper's folder.
 const APACHE: &str = "version-2";
 
