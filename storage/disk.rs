@@ -62,10 +62,14 @@ pub trait Disk: Clone + 'static {
     fn open(&self, path: &Path) -> impl Future<Output = io::Result<Self::File>>;
     /// Makes (or replaces) a file of `bytes` zeros that is itself on stable storage, so that no later
     /// write grows it or changes an extent. The name is not: see [`Disk::sync_dir`].
+    ///
+    /// `is_urgent` is asked, with the bytes filled so far, from time to time: where it says no, most of the
+    /// device's time is left to others.
     fn create_zeroed(
         &self,
         path: &Path,
         bytes: u64,
+        is_urgent: impl Fn(u64) -> bool,
     ) -> impl Future<Output = io::Result<Self::File>>;
     /// The file's length in bytes.
     fn size(&self, file: &Self::File) -> impl Future<Output = io::Result<u64>>;

@@ -13,6 +13,7 @@ use std::{
 use glommio::{
     GlommioError,
     io::{Directory, DmaFile, OpenOptions, ReadResult},
+    timer::sleep,
 };
 
 use crate::{
@@ -22,6 +23,9 @@ use crate::{
 
 // Small enough that a log write which meets a fill write on the device waits for one short write only.
 const FILL_BYTES: usize = 256 << 10;
+/// A fill that is not urgent rests so many times as long as it writes: log writes that wait for the
+/// device behind it are few then.
+const FILL_REST: u32 = 9;
 const _: () = assert!(FILL_BYTES.is_multiple_of(BLOCK_BYTES));
 
 /// How a write reaches stable storage.
@@ -143,7 +147,12 @@ impl Disk for DmaDisk {
         self.open_as(path, self.variant.get()).await
     }
 
-    async fn create_zeroed(&self, path: &Path, bytes: u64) -> io::Result<DmaHandle> {
+    async fn create_zeroed(
+        &self,
+        path: &Path,
+        bytes: u64,
+        is_urgent: impl Fn(u64) -> bool,
+    ) -> io::Result<DmaHandle> {
         let mut options = OpenOptions::new();
         options
             .read(true)
@@ -152,7 +161,7 @@ impl Disk for DmaDisk {
             .truncate(true)
             .mode(0o640);
         let file = options.dma_open(path).await.map_err(system)?;
-        let filled = fill(&file, bytes).await;
+        let filled = fill(&file, bytes, is_urgent).await;
         file.close().await.map_err(system)?;
         filled?;
         self.open(path).await
@@ -274,7 +283,7 @@ impl Disk for DmaDisk {
     }
 
     async fn sleep(&self, duration: Duration) {
-        glommio::timer::sleep(duration).await;
+        sleep(duration).await;
     }
 
     fn now(&self) -> Duration {
@@ -290,10 +299,11 @@ impl Disk for DmaDisk {
 
 /// Writes zeros over the first `bytes` bytes and flushes: afterwards no write changes an extent, which
 /// `fallocate` alone does not give (the first write into an unwritten extent commits metadata).
-async fn fill(file: &DmaFile, bytes: u64) -> io::Result<()> {
+async fn fill(file: &DmaFile, bytes: u64, is_urgent: impl Fn(u64) -> bool) -> io::Result<()> {
     let mut buffer = AlignedBuffer::with_capacity(FILL_BYTES);
     let mut offset = 0;
     while offset < bytes {
+        let started = Instant::now();
         let len = usize::try_from(bytes - offset)
             .unwrap_or(FILL_BYTES)
             .min(FILL_BYTES);
@@ -309,6 +319,9 @@ async fn fill(file: &DmaFile, bytes: u64) -> io::Result<()> {
             ));
         }
         offset += len as u64;
+        if !is_urgent(offset) {
+            sleep(started.elapsed() * FILL_REST).await;
+        }
     }
     file.fdatasync().await.map_err(system)
 }

@@ -381,7 +381,7 @@ async fn open_copy<D: Disk>(disk: &D, dir: &Path, path: &Path) -> Result<D::File
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
         _ => {
             let file = disk
-                .create_zeroed(path, BLOCK_BYTES as u64)
+                .create_zeroed(path, BLOCK_BYTES as u64, |_| true)
                 .await
                 .map_err(failed)?;
             disk.sync_dir(dir)

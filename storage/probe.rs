@@ -125,7 +125,7 @@ fn open_direct(path: &Path) -> io::Result<std::fs::File> {
 async fn measure(disk: &DmaDisk, scratch: &Path) -> io::Result<(Duration, Duration)> {
     let variants = [DurableVariant::Dsync, DurableVariant::WriteThenFlush];
     let bytes = (2 * ROUNDS * BLOCK_BYTES) as u64;
-    let made = disk.create_zeroed(scratch, bytes).await?;
+    let made = disk.create_zeroed(scratch, bytes, |_| true).await?;
     disk.close(made).await;
     let mut files = Vec::new();
     for variant in variants {

@@ -687,7 +687,12 @@ impl Disk for SimDisk {
         self.inode_of(path).map(SimFile)
     }
 
-    async fn create_zeroed(&self, path: &Path, bytes: u64) -> io::Result<SimFile> {
+    async fn create_zeroed(
+        &self,
+        path: &Path,
+        bytes: u64,
+        _: impl Fn(u64) -> bool,
+    ) -> io::Result<SimFile> {
         let inode = {
             let mut sim = self.0.borrow_mut();
             let inode = sim.next_inode;

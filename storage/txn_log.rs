@@ -688,7 +688,12 @@ impl<D: Disk> Shared<D> {
         if available < needed {
             return Err(full);
         }
-        match self.disk.create_zeroed(&path, segment.bytes).await {
+        let is_urgent = |filled| self.state.borrow().needs_soon(segment, filled);
+        match self
+            .disk
+            .create_zeroed(&path, segment.bytes, is_urgent)
+            .await
+        {
             Ok(file) => Ok((file, path)),
             Err(error) if is_no_space(&error) => {
                 // Give back what the attempt took. Left behind it would be removed at the next start.
@@ -754,6 +759,14 @@ impl<D: Disk> State<D> {
             last_zxid: self.last_zxid,
             committed: self.committed,
         }
+    }
+
+    /// Whether writes wait for `segment`, which is filled this far, or soon will: it is to be ready when
+    /// the active one is half full.
+    fn needs_soon(&self, segment: &Segment<D>, filled: u64) -> bool {
+        let share = |part: u64, whole: u64| u128::from(part) * u128::from(whole);
+        self.active.ready().is_none()
+            || share(filled, self.active.bytes) < 2 * share(self.offset, segment.bytes)
     }
 
     fn new_segment(&mut self, dir: &Path, bytes: u64) -> Rc<Segment<D>> {

@@ -55,7 +55,7 @@ async fn measure(dir: &Path) {
 async fn one_client(disk: &DmaDisk, dir: &Path) {
     let scratch = dir.join("scratch");
     let file = disk
-        .create_zeroed(&scratch, FILE_BYTES)
+        .create_zeroed(&scratch, FILE_BYTES, |_| true)
         .await
         .expect("fill a file");
     let raw = fs::OpenOptions::new()
