@@ -201,6 +201,15 @@ pub(crate) const DELIBERATE: &[Deliberate] = &[
         parts: false,
     },
     Deliberate {
+        id: "multi-leftovers",
+        what: "what a multi that answers -5 as a whole had prepared before is in sight of requests that come \
+               before its failure is logged: their parents' cversion is too high | nothing is left of it",
+        reason: "Apache takes back what failed only after errors that concern an operation",
+        scope: Scope::Ringkeeper,
+        rule: Rule::Pair(multi_leftovers),
+        parts: true,
+    },
+    Deliberate {
         id: "wrong-password",
         what: "who names a session and shows a wrong password is refused, and the session's connection is \
                closed too | is refused",
@@ -367,6 +376,21 @@ fn identity_order(_: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
 fn surrogates(_: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
     let theirs = format!("{theirs:?}");
     theirs.contains(SURROGATES) && theirs.replace(SURROGATES, "") == format!("{ours:?}")
+}
+
+fn multi_leftovers(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
+    let fails = |call: &Call| call.op() == Some(OpCode::Multi) && call.request().is_none();
+    let leaves = |step: &Step| matches!(step, Step::Burst { calls, .. } if calls.iter().any(fails));
+    let (theirs, ours) = (format!("{theirs:?}"), format!("{ours:?}"));
+    context.script.steps.iter().any(leaves)
+        && without_cversions(&theirs) == without_cversions(&ours)
+}
+
+/// The text of what a server showed, without the numbers behind `cversion`.
+fn without_cversions(seen: &str) -> String {
+    seen.split("cversion ")
+        .map(|part| part.trim_start_matches(|digit: char| digit.is_ascii_digit()))
+        .collect()
 }
 
 fn watch_kinds_of_modes(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {

@@ -401,6 +401,7 @@ impl Generator {
             OpCode::SetData | OpCode::Check => VERSIONED.choose(&mut self.rng).copied(),
             OpCode::Delete if self.rng.random_ratio(1, 5) => Some(ZkError::NotEmpty),
             OpCode::Delete => VERSIONED.choose(&mut self.rng).copied(),
+            OpCode::CreateTtl if self.rng.random_ratio(1, 6) => Some(ZkError::BadArguments),
             // Neither success, which stands first, nor what no multi could carry, which stands last.
             _ => CREATE_ENDS[1..CREATE_ENDS.len() - 1]
                 .choose(&mut self.rng)

@@ -31,11 +31,11 @@ impl Generator {
 
     /// One call that is about watches.
     pub(super) fn watch_call(&mut self, slot: usize) -> Call {
-        match self.rng.random_range(0..13) {
+        match self.rng.random_range(0..14) {
             0..4 => self.add_watch(slot),
             4..7 => self.watching_read(slot),
-            7..9 => self.watches_question(slot, OpCode::CheckWatches),
-            9..12 => self.watches_question(slot, OpCode::RemoveWatches),
+            7..10 => self.watches_question(slot, OpCode::CheckWatches),
+            10..13 => self.watches_question(slot, OpCode::RemoveWatches),
             _ => self.set_watches(slot),
         }
     }
