@@ -47,5 +47,8 @@ use mimalloc::MiMalloc;
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
+    // The allocator would take huge pages, of which a tree leaves parts unused: 15% more memory with a
+    // million znodes, and no less CPU. A kernel without the switch has none to save.
+    _ = rustix::thread::disable_transparent_huge_pages(true);
     command_line::run(serve::run)
 }
