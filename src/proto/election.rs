@@ -120,11 +120,11 @@ impl<'a> Notification<'a> {
     pub fn encode(&self, out: &mut (impl BufMut + ?Sized)) {
         let (leader, zxid, peer_epoch) = match self.ballot {
             Ballot::For(vote) => (
-                id_to_wire(vote.leader),
+                vote.leader.to_wire(),
                 vote.zxid.to_wire(),
                 i64::from(vote.peer_epoch.0),
             ),
-            Ballot::Blank(id) => (id_to_wire(id), -1, 0),
+            Ballot::Blank(id) => (id.to_wire(), -1, 0),
             Ballot::None => (i64::MIN, i64::MIN, i64::MIN),
         };
         out.put_i32(self.state.code());
@@ -147,7 +147,7 @@ fn ballot(leader: i64, zxid: i64, peer_epoch: i64) -> Result<Ballot, DecodeError
     if leader == i64::MIN || zxid == i64::MIN || peer_epoch == i64::MIN {
         return Ok(Ballot::None);
     }
-    let leader = id_from_wire(leader);
+    let leader = ServerId::from_wire(leader);
     if zxid == -1 {
         return Ok(Ballot::Blank(leader));
     }
@@ -204,7 +204,7 @@ impl<'a> Hello<'a> {
         let first = reader.long()?;
         if first >= 0 {
             return Ok(Self {
-                id: id_from_wire(first),
+                id: ServerId::from_wire(first),
                 addresses: Vec::new(),
             });
         }
@@ -214,7 +214,7 @@ impl<'a> Hello<'a> {
                 value: first,
             });
         }
-        let id = id_from_wire(reader.long()?);
+        let id = ServerId::from_wire(reader.long()?);
         let text = reader.ustring()?.unwrap_or("");
         Ok(Self {
             id,
@@ -233,23 +233,10 @@ impl<'a> Hello<'a> {
         } else {
             Self::V1
         });
-        out.put_i64(id_to_wire(self.id));
+        out.put_i64(self.id.to_wire());
         out.put_i32(wire_len(text.len()));
         out.put_slice(text.as_bytes());
     }
-}
-
-#[expect(
-    clippy::cast_possible_wrap,
-    reason = "the wire's type is a signed long"
-)]
-const fn id_to_wire(id: ServerId) -> i64 {
-    id.0 as i64
-}
-
-#[expect(clippy::cast_sign_loss, reason = "the wire's type is a signed long")]
-const fn id_from_wire(id: i64) -> ServerId {
-    ServerId(id as u64)
 }
 
 #[cfg(test)]

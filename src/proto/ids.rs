@@ -78,6 +78,18 @@ impl fmt::Display for Epoch {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerId(pub u64);
 
+impl ServerId {
+    /// The signed form that the wire carries.
+    pub const fn to_wire(self) -> i64 {
+        self.0.cast_signed()
+    }
+
+    /// The server that a signed long on the wire stands for.
+    pub const fn from_wire(value: i64) -> Self {
+        Self(value.cast_unsigned())
+    }
+}
+
 impl fmt::Display for ServerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)

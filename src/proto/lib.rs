@@ -18,6 +18,7 @@ pub mod error;
 pub mod ids;
 pub mod jute;
 pub mod op;
+pub mod quorum;
 pub mod reply;
 pub mod request;
 pub mod stat;
