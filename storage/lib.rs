@@ -32,6 +32,7 @@ mod sim_files;
 mod snapshot;
 mod snapshot_files;
 mod stats;
+mod std_disk;
 mod store;
 mod txn_log;
 
@@ -53,5 +54,6 @@ pub use sim_files::{SimRead, SimWrite};
 pub use snapshot::{CHUNK_BYTES_MAX, Chunk, SNAPSHOT_COUNTS, SnapshotReader, SnapshotWriter};
 pub use snapshot_files::{ReadFile, SnapshotFiles, StdFiles, WriteFile};
 pub use stats::LogStats;
+pub use std_disk::StdDisk;
 pub use store::{Dirs, FOLDER, LogOptions, Opened, Recovered, Store, Tail};
 pub use txn_log::TxnLog;

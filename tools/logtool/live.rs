@@ -1,0 +1,58 @@
+//! Whether a server runs on a directory, told without touching its lock.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+/// Whether some process holds the lock file at `path`, as far as the kernel's list of locks tells.
+///
+/// Trying the lock would tell for sure, and would keep a server that starts in this very moment from starting.
+pub(crate) fn is_locked(path: &Path) -> bool {
+    let Ok(metadata) = fs::metadata(path) else {
+        return false;
+    };
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    lists(&locks, metadata.ino())
+}
+
+/// Whether `locks` (the text of `/proc/locks`) has an exclusive lock on inode `inode`. The device is not compared:
+/// layered file systems show another one there.
+fn lists(locks: &str, inode: u64) -> bool {
+    locks.lines().any(|line| {
+        let mut words = line.split_ascii_whitespace().filter(|word| *word != "->");
+        let is_flock = words.nth(1) == Some("FLOCK");
+        let is_write = words.nth(1) == Some("WRITE");
+        let place = words.nth(1).unwrap_or_default();
+        let found = place
+            .rsplit(':')
+            .next()
+            .and_then(|inode| inode.parse().ok());
+        is_flock && is_write && found == Some(inode)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_list() {
+        let locks = "1: FLOCK  ADVISORY  WRITE 711 fe:00:1234 0 EOF\n\
+                     1: -> FLOCK  ADVISORY  WRITE 712 fe:00:99 0 EOF\n\
+                     2: POSIX  ADVISORY  WRITE 1 fe:00:77 0 EOF\n3: FLOCK ADVISORY READ 5 fe:00:55 0 EOF\n";
+        assert!(lists(locks, 1234));
+        assert!(lists(locks, 99));
+        assert!(!lists(locks, 77) && !lists(locks, 55) && !lists(locks, 123));
+        assert!(!lists("garbage\n\n", 1));
+    }
+
+    #[test]
+    fn a_lock_of_our_own_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let file = fs::File::create(&path).unwrap();
+        assert!(!is_locked(&path));
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert!(is_locked(&path));
+    }
+}

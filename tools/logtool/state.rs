@@ -1,0 +1,187 @@
+//! The tree at a zxid: a snapshot, and the log after it.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use anyhow::Context as _;
+use indicatif::ProgressBar;
+use ringkeeper_proto::txn::decode_record;
+use ringkeeper_proto::{TxnDigest, Zxid};
+use ringkeeper_storage::{BatchKind, SnapshotReader};
+use ringkeeper_tree::Tree;
+use ringkeeper_tree::snapshot::{Chunk, SnapshotBuilder};
+
+use crate::exit::Failure;
+use crate::own_dir::OwnDir;
+use crate::own_log::{self, OwnLog};
+use crate::own_records::{self, Damaged};
+use crate::record::{RecordAt, Span};
+use crate::segment_scan::Depth;
+
+/// A tree, and how it came about.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) tree: Tree,
+    /// The snapshot that it starts from.
+    pub(crate) base: Option<Zxid>,
+    /// Transactions applied to it.
+    pub(crate) replayed: u64,
+    /// Transactions after which the digest is not the one that was logged.
+    pub(crate) mismatches: u64,
+    /// The first of them.
+    pub(crate) first_mismatch: Option<Zxid>,
+}
+
+impl State {
+    pub(crate) fn new(tree: Tree, base: Option<Zxid>) -> Self {
+        Self {
+            tree,
+            base,
+            replayed: 0,
+            mismatches: 0,
+            first_mismatch: None,
+        }
+    }
+
+    /// Applies a record, and compares the digest with the logged one.
+    ///
+    /// # Errors
+    /// When the record is not a transaction.
+    pub(crate) fn apply(&mut self, record: &RecordAt<'_>) -> anyhow::Result<()> {
+        if record.is_void || record.zxid <= self.tree.zxid() {
+            return Ok(());
+        }
+        let (header, txn, digest) = decode_record(record.bytes).with_context(|| {
+            let file = record.file.display();
+            format!(
+                "{file} at offset {}: record {} cannot be decoded",
+                record.offset, record.zxid
+            )
+        })?;
+        let mut events = Vec::new();
+        // A transaction that failed when it was first applied fails again: that is its outcome.
+        let _applied = self.tree.apply(&header, &txn, &mut events);
+        self.replayed += 1;
+        if let Some(TxnDigest {
+            version: TxnDigest::VERSION,
+            tree_digest,
+        }) = digest
+            && tree_digest != self.tree.digest_to_wire()
+        {
+            self.mismatches += 1;
+            self.first_mismatch.get_or_insert(record.zxid);
+        }
+        Ok(())
+    }
+}
+
+/// Loads a snapshot file and checks all of it: checksums, digest, counts.
+///
+/// # Errors
+/// When it cannot be read or is not a tree.
+pub(crate) fn load_snapshot(path: &Path) -> anyhow::Result<Tree> {
+    let reader = SnapshotReader::open_file(path)?;
+    let mut builder = SnapshotBuilder::new();
+    let mut bytes = Vec::new();
+    for chunk in reader.chunks() {
+        reader.read_chunk(chunk, &mut bytes)?;
+        let damaged = || format!("{}: a chunk is whole and is not of a tree", path.display());
+        builder
+            .push(Chunk::decode(&bytes).with_context(damaged)?)
+            .with_context(damaged)?;
+    }
+    let tree = builder
+        .finish()
+        .with_context(|| format!("{} is not a whole tree", path.display()))?;
+    anyhow::ensure!(
+        tree.zxid() == reader.info().zxid && tree.digest() == reader.info().digest,
+        "{}: the tree in it is not the one that its trailer names",
+        path.display()
+    );
+    Ok(tree)
+}
+
+/// The zxid above which the log has every record, if it has any batch.
+pub(crate) fn log_reaches_back_to(log: &OwnLog) -> Option<Zxid> {
+    let (_, run) = log.runs().next()?;
+    let first = &run.first;
+    Some(match first.kind {
+        BatchKind::Records => Zxid(first.first_zxid.0.saturating_sub(1)),
+        BatchKind::Seal | BatchKind::Truncation | BatchKind::Reset => first.last_zxid,
+    })
+}
+
+/// The state of `dir` at `through`, or its newest.
+///
+/// # Errors
+/// When no snapshot can be read and the log does not reach back to the beginning, or when the log between them is
+/// damaged.
+pub(crate) fn of_dir(
+    dir: &OwnDir,
+    through: Option<Zxid>,
+    bar: &ProgressBar,
+) -> anyhow::Result<State> {
+    let log = dir.read_log(Depth::Headers, own_log::default_threads(), bar)?;
+    let mut state = base(dir, &log, through)?;
+    let span = Span {
+        after: state.tree.zxid(),
+        through: through.unwrap_or(Span::ALL.through),
+    };
+    let is_in_the_way = |(after, before): &&(Zxid, Option<Zxid>)| {
+        before.is_none_or(|before| before.0 > span.after.0 + 1) && *after < span.through
+    };
+    if let Some((after, _)) = log.breaks.iter().find(is_in_the_way) {
+        return Err(Failure::unreadable(format!(
+            "the log is damaged after {after}: the state is known up to there only (`ringkeeper-log verify` \
+             shows the damage; naming a zxid up to {after} shows the state before it)"
+        )));
+    }
+    own_records::for_each(&log, span, Damaged::Refuse, &mut |record| {
+        state.apply(record)?;
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(state)
+}
+
+/// The newest snapshot at or below `through` that can be read and from which the log goes on.
+fn base(dir: &OwnDir, log: &OwnLog, through: Option<Zxid>) -> anyhow::Result<State> {
+    let reaches = log_reaches_back_to(log);
+    let mut failures = Vec::new();
+    let fitting = dir
+        .usable_snapshots()
+        .rev()
+        .filter(|file| through.is_none_or(|through| file.zxid <= through));
+    for file in fitting {
+        match load_snapshot(&file.path) {
+            Ok(tree) if reaches.is_none_or(|reaches| reaches <= tree.zxid()) => {
+                let zxid = tree.zxid();
+                return Ok(State::new(tree, Some(zxid)));
+            }
+            Ok(tree) => failures.push(format!(
+                "the log does not reach back to the snapshot at {}",
+                tree.zxid()
+            )),
+            Err(error) => failures.push(format!("{error:#}")),
+        }
+    }
+    if log.begins_empty && reaches == Some(Zxid::ZERO) || is_new(dir, log) {
+        return Ok(State::new(Tree::new(), None));
+    }
+    if failures.is_empty() {
+        failures.push(
+            "there is no snapshot at or below it, and the log does not reach back to the beginning"
+                .into(),
+        );
+    }
+    Err(Failure::unreadable(format!(
+        "the state at {} cannot be told: {}",
+        through.map_or_else(|| "the end".to_owned(), |zxid| zxid.to_string()),
+        failures.join("; ")
+    )))
+}
+
+/// Whether nothing was ever written.
+fn is_new(dir: &OwnDir, log: &OwnLog) -> bool {
+    let never = dir.info().is_some_and(|info| info.sequence_before == 0);
+    never && log.runs().next().is_none() && dir.snapshots.is_empty()
+}
