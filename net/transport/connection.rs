@@ -95,8 +95,12 @@ enum Phase {
 impl Connection {
     /// Takes over a connected socket on the current executor.
     pub fn new(socket: Socket, peer: SocketAddr, limits: ConnectionLimits) -> Self {
+        Self::over(StreamSocket::new(socket), peer, limits)
+    }
+
+    pub(crate) fn over(socket: StreamSocket, peer: SocketAddr, limits: ConnectionLimits) -> Self {
         let shared = Shared {
-            socket: StreamSocket::new(socket),
+            socket,
             peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
             output: RefCell::default(),
             pending_bytes_max: limits.pending_bytes_max,

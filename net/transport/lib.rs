@@ -14,6 +14,7 @@
 
 pub mod acceptor;
 pub mod chain;
+pub mod connect;
 pub mod connection;
 pub mod doorbell;
 pub mod executor;
@@ -21,6 +22,7 @@ pub mod frame;
 pub mod mailbox;
 pub mod probe;
 pub mod pulse;
+pub mod resolve;
 
 mod chunk;
 mod port_owner;
@@ -30,6 +32,7 @@ mod wake;
 
 pub use acceptor::{Accepted, BindError, BoundSocket, ListenOptions, Listener};
 pub use chain::{Chain, Cursor, LAG_MAX_QUIET, Lag};
+pub use connect::{ConnectOptions, connect, connect_any};
 pub use connection::{Connection, ConnectionLimits, ReadHalf, SendError, Sent, WriteHalf};
 pub use doorbell::{Doorbell, Ringer};
 pub use executor::{
@@ -39,3 +42,4 @@ pub use executor::{
 pub use frame::{FrameDecoder, FrameError};
 pub use probe::{Needs, ProbeError};
 pub use pulse::{Busy, busy};
+pub use resolve::resolve;

@@ -51,6 +51,17 @@ impl StreamSocket {
         Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, bytes)
     }
 
+    /// Waits until a connection that was begun is there, or has failed.
+    pub(crate) async fn connected(&self) -> io::Result<()> {
+        // Until then a send, though it be of nothing, finds no room; the failure is its error.
+        poll_fn(|cx| self.poll_send(cx, &[])).await?;
+        let socket = SockRef::from(self);
+        match socket.take_error()? {
+            Some(error) => Err(error),
+            None => socket.peer_addr().map(drop),
+        }
+    }
+
     /// One `send` now, without the ring; an error of the kind `WouldBlock` when there is no room.
     pub(crate) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
