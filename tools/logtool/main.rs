@@ -9,6 +9,7 @@
 
 mod at;
 mod diff;
+mod doctor;
 mod dump;
 mod exit;
 mod filter;
@@ -72,6 +73,7 @@ enum Command {
     Repair(repair::Options),
     Truncate(truncate::Options),
     Purge(purge::Options),
+    Doctor(doctor::Options),
 }
 
 fn main() -> ExitCode {
@@ -102,5 +104,6 @@ fn run(command: &Command, out: &mut Output) -> anyhow::Result<Exit> {
         Command::Repair(options) => repair::run(options, out),
         Command::Truncate(options) => truncate::run(options, out),
         Command::Purge(options) => purge::run(options, out),
+        Command::Doctor(options) => doctor::run(options, out),
     }
 }

@@ -169,6 +169,10 @@ pub(crate) fn plan(dir: &OwnDir, log: &OwnLog, skip_damage: bool) -> anyhow::Res
         .extend(log.breaks.iter().filter(concerns).copied());
     plan.last_kept = from;
     plan.last_seen = from;
+    each_kept(log, Span::after(from), &mut |record| {
+        narrow(&mut plan.lost, record.zxid);
+        Ok(())
+    })?;
     plan.through = plan
         .lost
         .first()
@@ -179,29 +183,34 @@ pub(crate) fn plan(dir: &OwnDir, log: &OwnLog, skip_damage: bool) -> anyhow::Res
     Ok(plan)
 }
 
-/// Walks over everything readable above the snapshot.
+/// Counts what is kept and what is not.
 fn count(log: &OwnLog, from: Zxid, plan: &mut Plan) -> anyhow::Result<()> {
+    each_kept(log, Span::after(from), &mut |record| {
+        if plan.through.is_none_or(|through| record.zxid <= through) {
+            plan.kept += 1;
+            plan.last_kept = plan.last_kept.max(record.zxid);
+        } else {
+            plan.dropped += 1;
+        }
+        plan.last_seen = plan.last_seen.max(record.zxid);
+        Ok(())
+    })
+}
+
+/// Walks over everything in `span` that can be read and is not void, whole records of damaged batches included.
+fn each_kept(
+    log: &OwnLog,
+    span: Span,
+    each: &mut dyn FnMut(&RecordAt<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    // What is damaged has been told.
     let mut ignore = |_: Finding| {};
-    own_records::for_each(
-        log,
-        Span::after(from),
-        Damaged::Tell(&mut ignore),
-        &mut |record| {
-            if record.is_void {
-                return Ok(ControlFlow::Continue(()));
-            }
-            let is_kept = plan.through.is_none_or(|through| record.zxid <= through);
-            if is_kept {
-                plan.kept += 1;
-                plan.last_kept = plan.last_kept.max(record.zxid);
-            } else {
-                plan.dropped += 1;
-            }
-            plan.last_seen = plan.last_seen.max(record.zxid);
-            narrow(&mut plan.lost, record.zxid);
-            Ok(ControlFlow::Continue(()))
-        },
-    )
+    own_records::for_each(log, span, Damaged::Tell(&mut ignore), &mut |record| {
+        if !record.is_void {
+            each(record)?;
+        }
+        Ok(ControlFlow::Continue(()))
+    })
 }
 
 /// Takes a record that could be read after all out of the ranges that could not.
@@ -302,17 +311,11 @@ fn write(dir: &OwnDir, log: &OwnLog, plan: &Plan, target: &Path) -> anyhow::Resu
         None => Zxid::ZERO,
     };
     let mut appender = Appender::new(&mut opened, log.committed);
-    let mut ignore = |_: Finding| {};
     let span = Span {
         after: from,
         through: plan.through.unwrap_or(Span::ALL.through),
     };
-    own_records::for_each(log, span, Damaged::Tell(&mut ignore), &mut |record| {
-        if !record.is_void {
-            appender.append(record)?;
-        }
-        Ok(ControlFlow::Continue(()))
-    })?;
+    each_kept(log, span, &mut |record| appender.append(record))?;
     appender.finish()?;
     close_store(opened)?;
     Ok(())

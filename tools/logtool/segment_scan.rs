@@ -111,18 +111,21 @@ pub(crate) struct Void {
     pub(crate) sequence: u64,
     /// Records above this are void.
     pub(crate) above: Zxid,
+    /// Where history goes on, after a reset: a snapshot holds what is below.
+    pub(crate) resumes_after: Option<Zxid>,
 }
 
 impl Void {
     fn of(header: &BatchHeader) -> Option<Self> {
-        let above = match header.kind {
+        let (above, resumes_after) = match header.kind {
             BatchKind::Records | BatchKind::Seal => return None,
-            BatchKind::Truncation => header.last_zxid,
-            BatchKind::Reset => Zxid::ZERO,
+            BatchKind::Truncation => (header.last_zxid, None),
+            BatchKind::Reset => (Zxid::ZERO, Some(header.last_zxid)),
         };
         Some(Self {
             sequence: header.sequence,
             above,
+            resumes_after,
         })
     }
 }

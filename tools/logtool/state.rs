@@ -104,6 +104,10 @@ pub(crate) fn load_snapshot(path: &Path) -> anyhow::Result<Tree> {
 /// The zxid above which the log has every record, if it has any batch.
 pub(crate) fn log_reaches_back_to(log: &OwnLog) -> Option<Zxid> {
     let (_, run) = log.runs().next()?;
+    // All records before a reset are void.
+    if let Some(resumes_after) = log.voids.iter().rev().find_map(|void| void.resumes_after) {
+        return Some(resumes_after);
+    }
     let first = &run.first;
     Some(match first.kind {
         BatchKind::Records => Zxid(first.first_zxid.0.saturating_sub(1)),
