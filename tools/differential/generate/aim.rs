@@ -378,10 +378,12 @@ impl Generator {
 
     /// What an operation of a multi should be and how it should end.
     fn part_aim(&mut self, is_bad: bool) -> Aim {
-        const OPS: [OpCode; 7] = [
+        // The one with the most ways to fail stands twice.
+        const OPS: [OpCode; 8] = [
             OpCode::Create,
             OpCode::Create2,
             OpCode::CreateContainer,
+            OpCode::CreateTtl,
             OpCode::CreateTtl,
             OpCode::Delete,
             OpCode::SetData,
