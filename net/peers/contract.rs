@@ -106,8 +106,8 @@ pub enum PeerEvent {
         /// The text of the sender's configuration, "" if it sent none.
         config: String,
     },
-    /// An election connection came up, or went down, or could not be made. Nobody can be reached
-    /// until this says so.
+    /// An election connection came up, or went down, or could not be made. Told again for each new
+    /// connection, since who came back has heard nothing yet.
     Reachable {
         /// The peer.
         peer: ServerId,

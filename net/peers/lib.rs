@@ -13,5 +13,13 @@
 #![warn(missing_docs)]
 
 mod contract;
+mod election_links;
+mod events;
+mod learner_links;
+mod links;
+mod settings;
+pub mod wire;
 
 pub use contract::{Packet, PeerCommand, PeerEvent, Rider};
+pub use links::{BoundPeers, PeerLinks};
+pub use settings::{Member, MemberAddress, PeerSettings};
