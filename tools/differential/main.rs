@@ -61,7 +61,8 @@ struct Arguments {
     /// Stop after this many different differences.
     #[arg(long, default_value_t = 20)]
     differences: usize,
-    /// How often every reachable cell of the table must be met; the run fails when one is not.
+    /// How often every reachable cell of the table must be met: the run goes on for up to twice as many
+    /// operations until they are, and fails if they are not.
     #[arg(long, default_value_t = 0)]
     cells: u64,
     /// Record requests and replies of the oracle in this directory, and do nothing else.
@@ -120,8 +121,14 @@ fn run_settings(
         Settings::Sweeping => sweeping,
     };
     let goal = report.operations + share;
+    let is_lacking = |report: &Report| {
+        settings == Settings::LAST
+            && report.operations < 2 * arguments.operations
+            && report.lacks(arguments.cells)
+    };
     let mut scripts = (0..).filter(|index| settings_of(*index) == settings);
-    while report.operations < goal && report.kinds() < arguments.differences {
+    while report.kinds() < arguments.differences && (report.operations < goal || is_lacking(report))
+    {
         let Some(index) = scripts.next() else { break };
         let script = generate::script(arguments.seed, index, settings);
         pair.check(&script, report)?;

@@ -79,9 +79,12 @@ impl Report {
     }
 
     pub(crate) fn is_good(&self, cells: u64) -> bool {
-        self.counts.is_empty()
-            && self.failures.is_empty()
-            && (cells == 0 || self.coverage.lacking(cells).is_empty())
+        self.counts.is_empty() && self.failures.is_empty() && !self.lacks(cells)
+    }
+
+    /// Whether a reachable cell was met less than `cells` times.
+    pub(crate) fn lacks(&self, cells: u64) -> bool {
+        cells > 0 && !self.coverage.lacking(cells).is_empty()
     }
 
     pub(crate) fn print(&self, elapsed: Duration, cells: u64) {

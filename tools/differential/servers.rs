@@ -52,7 +52,9 @@ pub(crate) enum Settings {
 }
 
 impl Settings {
-    pub(crate) const ALL: [Self; 3] = [Self::Full, Self::Sparse, Self::Sweeping];
+    pub(crate) const ALL: [Self; 3] = [Self::Sparse, Self::Sweeping, Self::LAST];
+    /// Those of most scripts.
+    pub(crate) const LAST: Self = Self::Full;
 
     const fn lines(self) -> &'static str {
         match self {
