@@ -8,7 +8,6 @@ use crate::exit::{Exit, Failure};
 use crate::filter::parse_zxid;
 use crate::input::Input;
 use crate::output::Output;
-use crate::progress::bytes_bar;
 use crate::render;
 use crate::state;
 use crate::znode;
@@ -30,10 +29,7 @@ pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
     if !options.path.starts_with('/') {
         return Err(Failure::usage("a znode's path begins with /"));
     }
-    let dir = options.input.open()?;
-    let bar = bytes_bar("read", dir.log_bytes(), out.quiet);
-    let state = state::of_dir(&dir, Some(options.zxid), &bar)?;
-    bar.finish_and_clear();
+    let state = state::of_input(&options.input, Some(options.zxid), out.quiet)?;
     let tree = &state.tree;
     let Some(node) = tree.get(&options.path) else {
         if out.json {

@@ -11,7 +11,6 @@ use crate::exit::Exit;
 use crate::filter::parse_zxid;
 use crate::input::{Format, Input};
 use crate::output::Output;
-use crate::progress::bytes_bar;
 use crate::state;
 use crate::znode::{join, sorted_children};
 
@@ -111,10 +110,8 @@ pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
 }
 
 fn load(path: &Path, at: Option<Zxid>, options: &Options, out: &Output) -> anyhow::Result<Tree> {
-    let dir = Input::of(path, None, options.format).open()?;
-    let bar = bytes_bar("read", dir.log_bytes(), out.quiet);
-    let state = state::of_dir(&dir, at, &bar)?;
-    bar.finish_and_clear();
+    let input = Input::of(path, None, options.format);
+    let state = state::of_input(&input, at, out.quiet)?;
     Ok(state.tree)
 }
 

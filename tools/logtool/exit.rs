@@ -21,6 +21,9 @@ pub(crate) enum Failure {
     /// A file or directory is missing, cannot be read, or is not what it should be.
     #[error("{0}")]
     Unreadable(String),
+    /// A file has changed while it was read: a server has purged or recycled it.
+    #[error("{0}")]
+    Changed(String),
     /// Nothing was changed: a server runs on the directory, the target exists, or the answer was no.
     #[error("{0}")]
     Refused(String),
@@ -51,7 +54,7 @@ pub(crate) fn status(result: &anyhow::Result<Exit>) -> ExitCode {
         Err(error) if is_closed_pipe(error) => 0,
         Err(error) => match error.downcast_ref() {
             Some(Failure::Usage(_)) => 2,
-            Some(Failure::Unreadable(_)) | None => 3,
+            Some(Failure::Unreadable(_) | Failure::Changed(_)) | None => 3,
             Some(Failure::Refused(_)) => 4,
         },
     })

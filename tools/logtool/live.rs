@@ -1,8 +1,52 @@
-//! Whether a server runs on a directory, told without touching its lock.
+//! Reading beside a running server: whether there is one, told without touching its lock, and reading again what it
+//! has changed under our hands.
 
-use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::Duration;
+use std::{fs, io, thread};
+
+use crate::exit::Failure;
+use crate::input::Input;
+use crate::own_dir::OwnDir;
+
+/// How often something is read again while a server changes it.
+const ATTEMPTS: u32 = 8;
+/// How long the server is given in between.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Opens `input` and does `work` on it. Beside a running server it is done again when files went away under it, or when
+/// `is_doubtful` says so of the result; the last result counts.
+///
+/// # Errors
+/// Those of opening, and the last one of `work`.
+pub(crate) fn settled<T>(
+    input: &Input,
+    work: impl Fn(&OwnDir) -> anyhow::Result<T>,
+    is_doubtful: impl Fn(&T) -> bool,
+) -> anyhow::Result<(OwnDir, T)> {
+    let mut attempt = 1;
+    loop {
+        let dir = input.open()?;
+        let result = work(&dir);
+        let again = match &result {
+            Ok(result) => is_doubtful(result),
+            Err(error) => is_gone(error),
+        };
+        if !again || !dir.is_live || attempt == ATTEMPTS {
+            return Ok((dir, result?));
+        }
+        thread::sleep(PAUSE);
+        attempt += 1;
+    }
+}
+
+/// Whether a file was purged, or recycled, between listing and reading.
+pub(crate) fn is_gone(error: &anyhow::Error) -> bool {
+    let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    error.downcast_ref().is_some_and(is_missing)
+        || matches!(error.downcast_ref(), Some(Failure::Changed(_)))
+}
 
 /// Whether some process holds the lock file at `path`, as far as the kernel's list of locks tells.
 ///

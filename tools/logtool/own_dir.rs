@@ -245,8 +245,18 @@ impl OwnDir {
         threads: usize,
         bar: &ProgressBar,
     ) -> io::Result<OwnLog> {
-        let info = self.info();
-        let frame = Frame {
+        let frame = || {
+            let mut now = Self::empty();
+            if let (Some(data), true) = (&self.data, self.is_live) {
+                now.read_manifest(data).map_err(io::Error::other)?;
+            }
+            Ok(self.frame(now.info().or_else(|| self.info())))
+        };
+        own_log::read(&self.segments, frame, depth, threads, bar)
+    }
+
+    fn frame(&self, info: Option<&ManifestInfo>) -> Frame {
+        Frame {
             start: info.map(|info| {
                 let chain = Chain {
                     sequence: info.sequence_before,
@@ -260,8 +270,7 @@ impl OwnDir {
             store: info.map(|info| info.store),
             is_whole: self.log.is_some(),
             dir: self.log.clone().unwrap_or_default(),
-        };
-        own_log::read(&self.segments, &frame, depth, threads, bar)
+        }
     }
 
     /// What is wrong with the manifest.

@@ -135,18 +135,26 @@ impl OwnLog {
     }
 }
 
-/// Scans `files` (in order of their numbers) with up to `threads` threads, and judges what they hold.
+/// Scans `files` (in order of their numbers) with up to `threads` threads, and judges what they hold. `frame` is
+/// asked for when all have been read: a server may have purged some in the meantime, and says so in its manifest.
 pub(crate) fn read(
     files: &[SegmentFile],
-    frame: &Frame,
+    frame: impl FnOnce() -> io::Result<Frame>,
     depth: Depth,
     threads: usize,
     bar: &ProgressBar,
 ) -> io::Result<OwnLog> {
+    let scanned = scan_all(files, depth, threads, bar);
+    let frame = frame()?;
     let first = frame.start.map_or(0, |(first, _)| first);
-    let counting: Vec<&SegmentFile> = files.iter().filter(|f| f.number >= first).collect();
-    let segments = scan_all(&counting, depth, threads, bar)?;
-    Ok(Judge::new(frame).judge(segments))
+    let counting = files
+        .iter()
+        .zip(scanned)
+        .filter(|(file, _)| file.number >= first);
+    let segments = counting
+        .map(|(_, scanned)| scanned)
+        .collect::<io::Result<Vec<_>>>()?;
+    Ok(Judge::new(&frame).judge(segments))
 }
 
 /// How many threads there are to use.
@@ -155,25 +163,31 @@ pub(crate) fn default_threads() -> usize {
 }
 
 fn scan_all(
-    files: &[&SegmentFile],
+    files: &[SegmentFile],
     depth: Depth,
     threads: usize,
     bar: &ProgressBar,
-) -> io::Result<Vec<SegmentScan>> {
-    let next = AtomicUsize::new(0);
+) -> Vec<io::Result<SegmentScan>> {
+    // The newest first: what a server writes meanwhile into a segment already read is missing at the end only, never
+    // before something that was read later.
+    let left = AtomicUsize::new(files.len());
     let done = Mutex::new(Vec::with_capacity(files.len()));
+    let take = || {
+        let before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            left.checked_sub(1)
+        });
+        let at = before.ok()?.checked_sub(1)?;
+        files.get(at).map(|file| (at, file))
+    };
     let work = || {
-        while let Some((at, file)) = {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            files.get(at).map(|file| (at, file))
-        } {
-            let scanned = scan(&file.path, file.number, depth, &mut |bytes| bar.inc(bytes))
-                .map_err(|error| {
-                    io::Error::new(
-                        error.kind(),
-                        format!("read {}: {error}", file.path.display()),
-                    )
-                });
+        while let Some((at, file)) = take() {
+            let scanned = scan(&file.path, file.number, depth, &mut |bytes| bar.inc(bytes));
+            let scanned = scanned.map_err(|error| {
+                io::Error::new(
+                    error.kind(),
+                    format!("read {}: {error}", file.path.display()),
+                )
+            });
             done.lock()
                 .expect("no thread panics with the lock")
                 .push((at, scanned));

@@ -7,6 +7,7 @@ use ringkeeper_proto::Zxid;
 use ringkeeper_storage::offline::{self, FIRST_BATCH_OFFSET};
 use ringkeeper_storage::{BLOCK_BYTES, BatchHeader, FRAME_BYTES, HEADER_BYTES, HeaderState};
 
+use crate::exit::Failure;
 use crate::finding::Finding;
 use crate::own_log::OwnLog;
 use crate::record::{RecordAt, Span, Visit};
@@ -80,8 +81,10 @@ impl RunReader<'_, '_> {
         let mut at = run.offset;
         while at < run.end {
             let block = window.get(at, BLOCK_BYTES).with_context(failed)?;
-            let header = offline::whole_header_at(block)
-                .with_context(|| format!("{} has changed while it was read", path.display()))?;
+            let Some(header) = offline::whole_header_at(block) else {
+                let text = format!("{} has changed while it was read", path.display());
+                return Err(Failure::Changed(text).into());
+            };
             let len = header.stored_bytes();
             if header.count > 0 && is_wanted(header.first_zxid, header.last_zxid) {
                 let stored = window.get(at, len).with_context(failed)?;

@@ -93,6 +93,8 @@ pub(crate) struct Gap {
     pub(crate) newer: Option<u16>,
     /// The highest `durable_sequence` that a header within says.
     pub(crate) durable_sequence: u64,
+    /// Whether it was looked at twice.
+    is_settled: bool,
 }
 
 /// Zxids left out between two records.
@@ -227,9 +229,10 @@ impl Scanner {
         let mut at = FIRST_BATCH_OFFSET.min(bytes);
         let mut told = 0;
         while at < bytes {
-            at += self.step(at)?;
-            if at - told >= 1 << 20 {
-                tick(at - told);
+            at = self.step(at)?;
+            let new = at.saturating_sub(told);
+            if new >= 1 << 20 {
+                tick(new);
                 told = at;
             }
             if self.scan.runs.len() >= RUNS_MAX {
@@ -247,7 +250,7 @@ impl Scanner {
         Ok(())
     }
 
-    /// Looks at the block at `at`; returns how far to go on.
+    /// Looks at the block at `at`; returns where to go on.
     fn step(&mut self, at: u64) -> io::Result<u64> {
         let bytes = self.scan.bytes;
         let block = self.window.get(at, BLOCK_BYTES)?;
@@ -264,8 +267,11 @@ impl Scanner {
                 let gap = Gap::of(at, block, whole, self.floor);
                 self.open_gap(gap);
             }
-            return Ok(BLOCK_BYTES as u64);
+            return Ok(at + BLOCK_BYTES as u64);
         };
+        if let Some(healed) = self.look_again()? {
+            return Ok(healed);
+        }
         let len = header.stored_bytes();
         if self.depth == Depth::Full
             && let Some(fault) = self.check_body(at, &header)?
@@ -279,10 +285,40 @@ impl Scanner {
             }
             gap.durable_sequence = gap.durable_sequence.max(header.durable_sequence);
             self.last_zxid = None;
-            return Ok(len as u64);
+            return Ok(at + len as u64);
         }
         self.accept(at, header);
-        Ok(len as u64)
+        Ok(at + len as u64)
+    }
+
+    /// Reads the place where the chain stopped once more, now that something is found behind it: a server may have
+    /// been writing there. Returns the place when it is good now.
+    fn look_again(&mut self) -> io::Result<Option<u64>> {
+        let Some(gap) = self.gap.as_mut().filter(|gap| !gap.is_settled) else {
+            return Ok(None);
+        };
+        gap.is_settled = true;
+        let at = gap.offset;
+        self.window.forget();
+        let block = self.window.get(at, BLOCK_BYTES)?;
+        let last = self.scan.runs.last().filter(|run| run.end == at);
+        let header = offline::whole_header_at(block).filter(|header| {
+            let chains = last.is_none_or(|run| run.is_followed_by(header));
+            let is_placed = u64::from(header.block) * BLOCK_BYTES as u64 == at;
+            let fits = at.saturating_add(header.stored_bytes() as u64) <= self.scan.bytes;
+            chains && is_placed && fits && header.incarnation >= self.floor
+        });
+        let Some(header) = header else {
+            return Ok(None);
+        };
+        let stored = self.window.get(at, header.stored_bytes())?;
+        if self.depth == Depth::Full && offline::check_body(&header, stored, |_, _| ()).is_err() {
+            return Ok(None);
+        }
+        self.gap = None;
+        self.run = self.scan.runs.pop_if(|run| run.end == at);
+        self.last_zxid = self.run.as_ref().map(|run| run.last.last_zxid);
+        Ok(Some(at))
     }
 
     /// Sums up the body, and looks for zxids that are left out and padding that is not zero.
@@ -328,9 +364,10 @@ impl Scanner {
 
     /// Takes a good batch into the run that it continues, or begins one.
     fn accept(&mut self, at: u64, header: BatchHeader) {
-        let chains = self.run.as_ref().is_some_and(|run| {
-            header.sequence == run.last.sequence + 1 && header.previous == run.last.checksum
-        });
+        let chains = self
+            .run
+            .as_ref()
+            .is_some_and(|run| run.is_followed_by(&header));
         if self.gap.is_some() || !chains {
             self.end_run();
             let gap = self.gap.take().unwrap_or_else(|| Gap {
@@ -382,6 +419,10 @@ impl Run {
         }
     }
 
+    fn is_followed_by(&self, header: &BatchHeader) -> bool {
+        header.sequence == self.last.sequence + 1 && header.previous == self.last.checksum
+    }
+
     fn add(&mut self, at: u64, header: BatchHeader) {
         self.end = at + header.stored_bytes() as u64;
         self.last = header;
@@ -406,6 +447,7 @@ impl Gap {
             broken: Vec::new(),
             newer: None,
             durable_sequence: 0,
+            is_settled: false,
         }
     }
 

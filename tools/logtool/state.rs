@@ -12,9 +12,12 @@ use ringkeeper_tree::Tree;
 use ringkeeper_tree::snapshot::{Chunk, SnapshotBuilder};
 
 use crate::exit::Failure;
+use crate::input::Input;
+use crate::live;
 use crate::own_dir::OwnDir;
 use crate::own_log::{self, OwnLog};
 use crate::own_records::{self, Damaged};
+use crate::progress::bytes_bar;
 use crate::record::{RecordAt, Span};
 use crate::segment_scan::Depth;
 
@@ -113,6 +116,21 @@ pub(crate) fn log_reaches_back_to(log: &OwnLog) -> Option<Zxid> {
         BatchKind::Records => Zxid(first.first_zxid.0.saturating_sub(1)),
         BatchKind::Seal | BatchKind::Truncation | BatchKind::Reset => first.last_zxid,
     })
+}
+
+/// The state of what `input` names, at `through` or the newest.
+///
+/// # Errors
+/// As [`of_dir`], and when it cannot be opened.
+pub(crate) fn of_input(input: &Input, through: Option<Zxid>, quiet: bool) -> anyhow::Result<State> {
+    let work = |dir: &OwnDir| {
+        let bar = bytes_bar("read", dir.log_bytes(), quiet);
+        let state = of_dir(dir, through, &bar);
+        bar.finish_and_clear();
+        state
+    };
+    let (_, state) = live::settled(input, work, |_| false)?;
+    Ok(state)
 }
 
 /// The state of `dir` at `through`, or its newest.

@@ -9,7 +9,6 @@ use crate::exit::{Exit, Failure};
 use crate::filter::parse_zxid;
 use crate::input::Input;
 use crate::output::Output;
-use crate::progress::bytes_bar;
 use crate::state;
 use crate::znode::{join, sorted_children};
 
@@ -33,10 +32,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
-    let dir = options.input.open()?;
-    let bar = bytes_bar("read", dir.log_bytes(), out.quiet);
-    let state = state::of_dir(&dir, options.at, &bar)?;
-    bar.finish_and_clear();
+    let state = state::of_input(&options.input, options.at, out.quiet)?;
     let Some(root) = state.tree.get(&options.path) else {
         return Err(Failure::unreadable(format!(
             "{} does not exist at {}",

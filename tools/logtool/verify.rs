@@ -3,8 +3,6 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::thread;
-use std::time::Duration;
 
 use clap::Args;
 use ringkeeper_proto::Zxid;
@@ -14,6 +12,7 @@ use serde_json::{Value, json};
 use crate::exit::Exit;
 use crate::finding::{Finding, has_damage};
 use crate::input::Input;
+use crate::live;
 use crate::output::Output;
 use crate::own_dir::{OwnDir, SnapshotFile};
 use crate::own_log::{self, Ending, OwnLog};
@@ -22,11 +21,6 @@ use crate::progress::bytes_bar;
 use crate::record::Span;
 use crate::segment_scan::{Depth, SegmentScan};
 use crate::state::{State, load_snapshot, log_reaches_back_to};
-
-/// How often a log is read again when a server was writing it.
-const LIVE_ATTEMPTS: u32 = 4;
-/// How long a write that was under way is given.
-const LIVE_PAUSE: Duration = Duration::from_millis(150);
 
 /// Check checksums, the chain of batches, zxid order, snapshots, and digests by replay
 #[derive(Args, Debug)]
@@ -99,29 +93,11 @@ pub(crate) fn check_input(
     replay: bool,
     quiet: bool,
 ) -> anyhow::Result<(OwnDir, Report)> {
-    let mut attempt = 1;
-    loop {
-        let dir = input.open()?;
-        let checked = check(&dir, threads, replay, quiet);
-        let again = dir.is_live
-            && attempt < LIVE_ATTEMPTS
-            && match &checked {
-                Ok(report) => has_damage(&report.findings),
-                Err(error) => is_gone(error),
-            };
-        if !again {
-            return Ok((dir, checked?));
-        }
-        thread::sleep(LIVE_PAUSE);
-        attempt += 1;
-    }
-}
-
-/// Whether a file was purged between listing and reading.
-fn is_gone(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
+    live::settled(
+        input,
+        |dir| check(dir, threads, replay, quiet),
+        |report| has_damage(&report.findings),
+    )
 }
 
 fn check(dir: &OwnDir, threads: usize, replay: bool, quiet: bool) -> anyhow::Result<Report> {
@@ -133,6 +109,10 @@ fn check(dir: &OwnDir, threads: usize, replay: bool, quiet: bool) -> anyhow::Res
     let mut snapshots = Vec::new();
     let mut oldest: Option<Tree> = None;
     for file in &dir.snapshots {
+        if dir.is_live && !file.path.exists() {
+            // Purged since it was listed.
+            continue;
+        }
         let (check, tree) = check_snapshot(file, &mut findings);
         snapshots.push(check);
         if let (None, Some(tree)) = (&oldest, tree) {
@@ -151,7 +131,11 @@ fn check(dir: &OwnDir, threads: usize, replay: bool, quiet: bool) -> anyhow::Res
             .push(Finding::damage("snapshot-missing", &path, text).between(None, Some(info.zxid)));
     }
     let replay = if replay && log.records() > 0 {
-        compare_digests(&log, oldest, &snapshots, &mut findings)?
+        match compare_digests(&log, oldest, &snapshots, &mut findings) {
+            // A purge was faster.
+            Err(error) if dir.is_live && live::is_gone(&error) => None,
+            compared => compared?,
+        }
     } else {
         None
     };

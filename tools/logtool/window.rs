@@ -42,6 +42,11 @@ impl Window {
         self.len
     }
 
+    /// Reads everything anew from now on.
+    pub(crate) fn forget(&mut self) {
+        self.bytes.clear();
+    }
+
     /// Up to `len` bytes at `at`; fewer only at the end of the file.
     pub(crate) fn get(&mut self, at: u64, len: usize) -> io::Result<&[u8]> {
         let end = self.len.min(at.saturating_add(len as u64));
