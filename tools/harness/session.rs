@@ -15,6 +15,9 @@ use ringkeeper_proto::{Reader, Request, SessionId, Xid, ZkError, Zxid};
 /// The longest frame that is read; far above what any request here asks for.
 const FRAME_LEN_MAX: usize = 64 << 20;
 
+/// How long a reply may take unless the caller says so.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// What it takes to take a session up again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionKey {
@@ -89,11 +92,20 @@ impl Session {
     /// # Errors
     /// When the server cannot be reached or refuses.
     pub fn open(address: SocketAddr, timeout_ms: i32) -> Result<Self> {
+        Self::open_within(address, timeout_ms, PATIENCE)
+    }
+
+    /// As [`Session::open`]; neither the server's consent nor any later reply may take longer than
+    /// `patience`.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or refuses.
+    pub fn open_within(address: SocketAddr, timeout_ms: i32, patience: Duration) -> Result<Self> {
         let key = SessionKey {
             id: SessionId::NONE,
             password: [0; PASSWORD_LEN],
         };
-        match Self::connect(address, timeout_ms, key, Zxid::ZERO)? {
+        match Self::connect(address, timeout_ms, key, Zxid::ZERO, patience)? {
             Resume::Alive(session) => Ok(session),
             Resume::Expired => bail!("the server gave no session"),
         }
@@ -109,7 +121,21 @@ impl Session {
         key: SessionKey,
         last_zxid: Zxid,
     ) -> Result<Resume> {
-        let resumed = Self::connect(address, timeout_ms, key, last_zxid)?;
+        Self::resume_within(address, timeout_ms, key, last_zxid, PATIENCE)
+    }
+
+    /// As [`Session::resume`], with the patience of [`Session::open_within`].
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or answers with another session.
+    pub fn resume_within(
+        address: SocketAddr,
+        timeout_ms: i32,
+        key: SessionKey,
+        last_zxid: Zxid,
+        patience: Duration,
+    ) -> Result<Resume> {
+        let resumed = Self::connect(address, timeout_ms, key, last_zxid, patience)?;
         if let Resume::Alive(session) = &resumed {
             ensure!(
                 session.key == key,
@@ -126,11 +152,12 @@ impl Session {
         timeout_ms: i32,
         key: SessionKey,
         last_zxid_seen: Zxid,
+        patience: Duration,
     ) -> Result<Resume> {
-        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))
+        let stream = TcpStream::connect_timeout(&address, patience.min(Duration::from_secs(5)))
             .with_context(|| format!("connect to {address}"))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        stream.set_read_timeout(Some(patience))?;
         let mut session = Self {
             stream,
             key,
@@ -189,7 +216,7 @@ impl Session {
     /// The next reply; watch events and pings are passed over.
     ///
     /// # Errors
-    /// When the connection is gone, or nothing comes for 30 seconds.
+    /// When the connection is gone, or nothing comes for 30 seconds (or what the caller said).
     pub fn receive(&mut self) -> Result<Reply> {
         loop {
             let frame = self.frame()?;

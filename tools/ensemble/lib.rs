@@ -1,0 +1,21 @@
+//! Ensembles on loopback for tests: Apache's servers, Ringkeeper's, or both, each a process with its
+//! directory and ports; a load whose acknowledged writes are checked afterwards; and faults.
+//!
+//! Apache's classpath comes from the environment variable [`APACHE_CLASSPATH`] (the classpath itself,
+//! or a file with it); without it Debian's package is taken. With [`APACHE_LOG`] set to the jar of a
+//! logging backend its servers log to `server.log` in their directories.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod check;
+pub mod ensemble;
+pub mod faults;
+pub mod load;
+
+pub use ensemble::{Ensemble, Plan, Role, apache, debian};
+
+/// The environment variable with Apache's classpath, or a file that holds it.
+pub const APACHE_CLASSPATH: &str = "RINGKEEPER_APACHE_CLASSPATH";
+
+/// The environment variable with a jar of slf4j's backends, to see what Apache logs.
+pub const APACHE_LOG: &str = "RINGKEEPER_APACHE_LOG_JAR";

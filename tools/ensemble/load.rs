@@ -1,0 +1,388 @@
+//! Writers that go on through the deaths of members, and know what must be there afterwards.
+//!
+//! A writer owns its znodes: with each step it creates one and writes the step's number into its
+//! parent, both pipelined on one connection. When the connection ends it takes its session up again at
+//! another member, syncs, and looks what of its unacknowledged requests has happened: it must be a
+//! front part of what it sent.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use ringkeeper_harness::{Resume, Session, SessionKey};
+use ringkeeper_proto::request::CreateRequest;
+use ringkeeper_proto::{Acl, AclList, OpCode, Request, Zxid};
+
+/// The znode above all writers.
+pub const ROOT: &str = "/load";
+
+/// The writers' session time-out: far above what an ensemble takes to find a leader.
+const SESSION_MS: i32 = 20_000;
+
+/// How long a reply may take before the writer looks for another member.
+const REPLY_PATIENCE: Duration = Duration::from_secs(4);
+
+/// How long a writer looks for a member that takes its session.
+const FIND_PATIENCE: Duration = Duration::from_secs(60);
+
+const FIND_PAUSE: Duration = Duration::from_millis(10);
+
+/// How the load is.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadPlan {
+    /// Writers, each with a session.
+    pub writers: u32,
+    /// Steps that each keeps in flight.
+    pub depth: usize,
+}
+
+/// A load that runs.
+#[derive(Debug)]
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicU64>,
+    writers: Vec<JoinHandle<Result<Written>>>,
+}
+
+/// What one writer knows.
+#[derive(Clone, Debug, Default)]
+pub struct Written {
+    /// Its number.
+    pub writer: u32,
+    /// Steps that are known to have happened, in order, with the zxid of the create if it was told.
+    pub steps: Vec<(u64, Option<i64>)>,
+    /// How often it lost its connection.
+    pub reconnects: u32,
+    /// The longest time between two acknowledgements.
+    pub pause_max: Duration,
+}
+
+impl Load {
+    /// Begins to write. `addresses` are where the members serve clients.
+    ///
+    /// # Errors
+    /// When the first session cannot be opened.
+    pub fn start(addresses: &[SocketAddr], plan: LoadPlan) -> Result<Self> {
+        let first = addresses.first().context("there is no member")?;
+        let mut session = Session::open(*first, SESSION_MS)?;
+        session.call(&create(ROOT, b""))?.ok()?;
+        session.close()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let acknowledged = Arc::new(AtomicU64::new(0));
+        let writers = (0..plan.writers).map(|id| {
+            let mut writer = Writer {
+                id,
+                addresses: addresses.to_vec(),
+                at: id as usize,
+                session: None,
+                key: None,
+                zxid: Zxid::ZERO,
+                next: 1,
+                pending: VecDeque::new(),
+                written: Written {
+                    writer: id,
+                    ..Written::default()
+                },
+                acknowledged: Arc::clone(&acknowledged),
+                heard: Instant::now(),
+            };
+            let stop = Arc::clone(&stop);
+            thread::spawn(move || {
+                writer.run(plan.depth, &stop)?;
+                Ok(writer.written)
+            })
+        });
+        Ok(Self {
+            writers: writers.collect(),
+            stop,
+            acknowledged,
+        })
+    }
+
+    /// Steps acknowledged so far.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Whether a writer has given up.
+    pub fn has_failed(&self) -> bool {
+        self.writers.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Waits until `more` steps have been acknowledged.
+    ///
+    /// # Errors
+    /// When they are not within `patience`, or a writer has given up.
+    pub fn wait_for(&self, more: u64, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        let target = self.acknowledged() + more;
+        while self.acknowledged() < target {
+            ensure!(!self.has_failed(), "a writer has given up");
+            ensure!(
+                Instant::now() < deadline,
+                "{} of {more} steps acknowledged after {patience:?}",
+                more - (target - self.acknowledged())
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Ends the load.
+    ///
+    /// # Errors
+    /// What a writer saw that must not be.
+    pub fn stop(self) -> Result<Vec<Written>> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut written = Vec::new();
+        for writer in self.writers {
+            match writer.join() {
+                Ok(outcome) => written.push(outcome?),
+                Err(_) => bail!("a writer panicked"),
+            }
+        }
+        Ok(written)
+    }
+}
+
+#[derive(Debug)]
+struct Writer {
+    id: u32,
+    addresses: Vec<SocketAddr>,
+    /// The member that it is at.
+    at: usize,
+    session: Option<Session>,
+    key: Option<SessionKey>,
+    /// The largest zxid seen.
+    zxid: Zxid,
+    next: u64,
+    /// Steps sent and not known, oldest first: each is a create and a set.
+    pending: VecDeque<u64>,
+    written: Written,
+    acknowledged: Arc<AtomicU64>,
+    heard: Instant,
+}
+
+impl Writer {
+    fn run(&mut self, depth: usize, stop: &AtomicBool) -> Result<()> {
+        self.find_member()?;
+        let parent = self.parent();
+        self.session()?.call(&create(&parent, b"0"))?.ok()?;
+        self.heard = Instant::now();
+        loop {
+            let ending = stop.load(Ordering::Relaxed);
+            if ending && self.pending.is_empty() {
+                return Ok(());
+            }
+            if let Err(error) = self.turn(if ending { 0 } else { depth }) {
+                if !is_connection(&error) {
+                    return Err(error.context(format!("writer {}", self.id)));
+                }
+                self.written.reconnects += 1;
+                self.at += 1;
+                self.find_member_and_settle()
+                    .with_context(|| format!("writer {} after {error:#}", self.id))?;
+            }
+        }
+    }
+
+    /// Sends up to `depth` steps and takes at least one acknowledgement.
+    fn turn(&mut self, depth: usize) -> Result<()> {
+        let parent = self.parent();
+        while self.pending.len() < depth {
+            let step = self.next;
+            let (path, data) = (self.path(step), step.to_string());
+            let session = self.session()?;
+            session.send(&create(&path, data.as_bytes()));
+            session.send(&Request::SetData {
+                path: &parent,
+                data: Some(data.as_bytes()),
+                version: -1,
+            });
+            self.next += 1;
+            self.pending.push_back(step);
+        }
+        self.session()?.flush()?;
+        let zxid = self.reply()?;
+        self.reply()?;
+        if let Some(step) = self.pending.pop_front() {
+            self.acknowledge(step, Some(zxid.to_wire()));
+        }
+        Ok(())
+    }
+
+    fn reply(&mut self) -> Result<Zxid> {
+        let reply = self.session()?.receive()?;
+        let zxid = reply.header.zxid;
+        reply
+            .ok()
+            .map_err(|error| anyhow::anyhow!("a request failed: {error:#}"))?;
+        ensure!(zxid > self.zxid, "zxid {zxid} comes after {}", self.zxid);
+        self.zxid = zxid;
+        Ok(zxid)
+    }
+
+    fn acknowledge(&mut self, step: u64, zxid: Option<i64>) {
+        self.written.steps.push((step, zxid));
+        self.written.pause_max = self.written.pause_max.max(self.heard.elapsed());
+        self.heard = Instant::now();
+        self.acknowledged.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes the session up again somewhere, and learns what became of the pending steps.
+    fn find_member_and_settle(&mut self) -> Result<()> {
+        let deadline = Instant::now() + FIND_PATIENCE;
+        loop {
+            self.find_member()?;
+            match self.settle() {
+                Err(error) if is_connection(&error) && Instant::now() < deadline => self.at += 1,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        // The server executes a connection's requests in their order, and the leader those of all
+        // connections of a session: what was forwarded before this sync is decided.
+        let parent = self.parent();
+        self.session()?
+            .call(&Request::Sync { path: &parent })?
+            .ok()?;
+        let last = match self.read(&parent)? {
+            Some((data, _)) => std::str::from_utf8(&data)?.parse::<u64>()?,
+            None => bail!("{parent} is gone"),
+        };
+        let mut is_missing = false;
+        let pending: Vec<_> = self.pending.drain(..).collect();
+        for step in pending {
+            let path = self.path(step);
+            match self.read(&path)? {
+                Some((_, czxid)) => {
+                    ensure!(
+                        !is_missing,
+                        "step {step} has happened, one before it has not"
+                    );
+                    // Its set may be missing: then it was the last that happened.
+                    self.acknowledge(step, Some(czxid));
+                }
+                None => {
+                    ensure!(
+                        step > last,
+                        "step {step} has not happened, {parent} says {last}"
+                    );
+                    is_missing = true;
+                }
+            }
+        }
+        if let Some((step, _)) = self.written.steps.last() {
+            let after = self.written.steps.len().checked_sub(2);
+            let before = after.and_then(|at| self.written.steps.get(at));
+            let least = before.map_or(0, |(step, _)| *step);
+            ensure!(
+                (least..=*step).contains(&last),
+                "{parent} says {last}, and {least} to {step} have happened"
+            );
+        }
+        Ok(())
+    }
+
+    /// Data and czxid of a znode.
+    fn read(&mut self, path: &str) -> Result<Option<(Vec<u8>, i64)>> {
+        let session = self.session()?;
+        let reply = session.call(&Request::GetData { path, watch: false })?;
+        if reply.header.error == ringkeeper_proto::ZkError::NoNode.code() {
+            return Ok(None);
+        }
+        let mut body = reply.ok()?;
+        let data = body.buffer()?.unwrap_or_default().to_vec();
+        let czxid = body.long()?;
+        Ok(Some((data, czxid)))
+    }
+
+    /// A connection to some member, with this writer's session.
+    fn find_member(&mut self) -> Result<()> {
+        self.session = None;
+        let deadline = Instant::now() + FIND_PATIENCE;
+        loop {
+            let count = self.addresses.len().max(1);
+            let Some(address) = self.addresses.get(self.at % count).copied() else {
+                bail!("there is no member");
+            };
+            let found = match self.key {
+                None => {
+                    Session::open_within(address, SESSION_MS, REPLY_PATIENCE).map(Resume::Alive)
+                }
+                Some(key) => {
+                    Session::resume_within(address, SESSION_MS, key, self.zxid, REPLY_PATIENCE)
+                }
+            };
+            match found {
+                Ok(Resume::Alive(session)) => {
+                    self.key = Some(session.key());
+                    self.session = Some(session);
+                    return Ok(());
+                }
+                Ok(Resume::Expired) => bail!(
+                    "session {:?} has expired after {:?}",
+                    self.key,
+                    self.heard.elapsed()
+                ),
+                Err(error) => {
+                    ensure!(
+                        Instant::now() < deadline,
+                        "no member takes the session: {error:#}"
+                    );
+                    self.at += 1;
+                    thread::sleep(FIND_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn session(&mut self) -> Result<&mut Session> {
+        self.session.as_mut().context("there is no connection")
+    }
+
+    fn parent(&self) -> String {
+        parent(self.id)
+    }
+
+    fn path(&self, step: u64) -> String {
+        path(self.id, step)
+    }
+}
+
+/// The znode of a writer.
+pub fn parent(writer: u32) -> String {
+    format!("{ROOT}/w{writer}")
+}
+
+/// The znode of a step.
+pub fn path(writer: u32, step: u64) -> String {
+    format!("{ROOT}/w{writer}/n{step:08}")
+}
+
+/// Whether the connection has ended, or is not answered: nothing that the ensemble promised.
+fn is_connection(error: &anyhow::Error) -> bool {
+    error.is::<std::io::Error>()
+        || error.is::<ringkeeper_harness::Closed>()
+        || error.chain().any(|cause| cause.is::<std::io::Error>())
+}
+
+/// A request for a persistent znode.
+pub(crate) fn create<'a>(path: &'a str, data: &'a [u8]) -> Request<'a> {
+    Request::Create {
+        op: OpCode::Create2,
+        create: CreateRequest {
+            path,
+            data: Some(data),
+            acl: Some(AclList::new(&Acl::open())),
+            flags: 0,
+            ttl_ms: None,
+        },
+    }
+}
