@@ -1,5 +1,5 @@
-//! The tool itself, on Apache's servers. Takes half a minute and a Java: run with
-//! `cargo test -p ringkeeper-ensemble -- --ignored`.
+//! The tool itself, on Apache's servers. Takes half a minute and a Java, so it runs only when named:
+//! `cargo test -p ringkeeper-ensemble --test apache`.
 
 use std::time::Duration;
 
@@ -13,7 +13,6 @@ use ringkeeper_proto::Request;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
-#[ignore = "starts three JVMs"]
 fn apache_loses_nothing_and_a_loss_would_be_found() {
     let dir = tempfile::tempdir().unwrap();
     let plan = Plan::alike(&apache().unwrap(), 3);
