@@ -1,6 +1,6 @@
 //! `diff`: which znodes two states have differently, and since which transaction.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use ringkeeper_proto::Zxid;
@@ -38,6 +38,31 @@ pub(crate) struct Options {
     /// Leave out znodes below /zookeeper, whose statistics may differ between servers
     #[arg(long)]
     skip_system: bool,
+    /// Do not list znodes but subtrees whose sizes differ, down to this many levels
+    #[arg(long, value_name = "LEVELS")]
+    by_subtree: Option<usize>,
+    /// With --by-subtree: only those that differ by so many bytes of data
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value_t = 1,
+        requires = "by_subtree"
+    )]
+    bytes_min: u64,
+    /// With --by-subtree: or by so many znodes
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = 1,
+        requires = "by_subtree"
+    )]
+    znodes_min: u64,
+    /// The directory of OLD's log, where dataLogDir is configured
+    #[arg(long, value_name = "DIR")]
+    old_log_dir: Option<PathBuf>,
+    /// The directory of NEW's log
+    #[arg(long, value_name = "DIR")]
+    new_log_dir: Option<PathBuf>,
     /// Which data to read where a directory holds both formats
     #[arg(long, value_enum)]
     format: Option<Format>,
@@ -65,8 +90,13 @@ struct Totals {
 }
 
 pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
-    let old = load(&options.old, options.old_at.or(options.at), options, out)?;
-    let new = load(&options.new, options.new_at.or(options.at), options, out)?;
+    let old = Input::of(&options.old, options.old_log_dir.as_deref(), options.format);
+    let new = Input::of(&options.new, options.new_log_dir.as_deref(), options.format);
+    let old = state::of_input(&old, options.old_at.or(options.at), out.quiet)?.tree;
+    let new = state::of_input(&new, options.new_at.or(options.at), out.quiet)?.tree;
+    if let Some(levels) = options.by_subtree {
+        return compare_sizes(&old, &new, levels, options, out);
+    }
     let mut totals = Totals::default();
     compare(&old, &new, options, &mut |difference| {
         totals.count(&difference);
@@ -109,10 +139,50 @@ pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
     Ok(if same { Exit::Ok } else { Exit::Found })
 }
 
-fn load(path: &Path, at: Option<Zxid>, options: &Options, out: &Output) -> anyhow::Result<Tree> {
-    let input = Input::of(path, None, options.format);
-    let state = state::of_input(&input, at, out.quiet)?;
-    Ok(state.tree)
+/// Tells which subtrees differ in size.
+fn compare_sizes(
+    old: &Tree,
+    new: &Tree,
+    levels: usize,
+    options: &Options,
+    out: &mut Output,
+) -> anyhow::Result<Exit> {
+    let size = |node: Option<Node<'_>>| {
+        node.map_or((0, 0), |node| {
+            (node.subtree_bytes(), node.all_children_number() + 1)
+        })
+    };
+    let top = options.path.trim_end_matches('/');
+    let path = if top.is_empty() { "/" } else { top };
+    let mut stack = vec![(path.to_owned(), 0, old.get(path), new.get(path))];
+    let mut found = false;
+    while let Some((path, level, old, new)) = stack.pop() {
+        let ((old_bytes, old_znodes), (new_bytes, new_znodes)) = (size(old), size(new));
+        let is_large = old_bytes.abs_diff(new_bytes) >= options.bytes_min
+            || old_znodes.abs_diff(new_znodes) >= options.znodes_min;
+        if !is_large {
+            continue;
+        }
+        found = true;
+        if out.json {
+            out.value(&json!({
+                "path": path,
+                "old_bytes": old_bytes, "new_bytes": new_bytes,
+                "old_znodes": old_znodes, "new_znodes": new_znodes,
+            }))?;
+        } else {
+            out.line(format!(
+                "{path}: bytes {old_bytes} to {new_bytes}, znodes {old_znodes} to {new_znodes}"
+            ))?;
+        }
+        if level < levels {
+            for (old, new) in names_of_both(old, new).into_iter().rev() {
+                let name = old.or(new).map(Node::name).unwrap_or_default();
+                stack.push((join(&path, name), level + 1, old, new));
+            }
+        }
+    }
+    Ok(if found { Exit::Found } else { Exit::Ok })
 }
 
 impl Totals {

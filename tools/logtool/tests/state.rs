@@ -287,6 +287,28 @@ fn diff_says_which_znodes_and_since_when() {
 }
 
 #[test]
+fn diff_by_subtree() {
+    let dir = temp_dir();
+    history(dir.path());
+    let snapshots = files(dir.path(), "snapshot-");
+    let (old, new) = (arg(&snapshots[0]), arg(&snapshots[1]));
+    let text = expect(1, &["diff", "--by-subtree", "1", old, new]);
+    let paths: Vec<_> = text
+        .lines()
+        .map(|line| line.split(':').next().unwrap())
+        .collect();
+    assert_eq!(paths, ["/", "/app", "/n"]);
+    assert!(text.contains("znodes 401 to 801"), "{text}");
+    let large = ["--bytes-min", "1000", "--znodes-min", "100"];
+    let text = expect(
+        1,
+        &[&["diff", "--by-subtree", "1"][..], &large, &[old, new]].concat(),
+    );
+    assert_eq!(text.lines().count(), 2);
+    expect(0, &["diff", "--by-subtree", "9", old, old]);
+}
+
+#[test]
 fn stats_count() {
     let dir = temp_dir();
     history(dir.path());
