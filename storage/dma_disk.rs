@@ -23,6 +23,8 @@ use crate::{
 
 // Small enough that a log write which meets a fill write on the device waits for one short write only.
 const FILL_BYTES: usize = 256 << 10;
+/// Bytes per write of a fill that is not urgent: little for a log write to wait behind.
+const FILL_BYTES_GENTLE: usize = 64 << 10;
 /// A fill that is not urgent rests so many times as long as it writes: log writes that wait for the
 /// device behind it are few then.
 const FILL_REST: u32 = 9;
@@ -304,9 +306,13 @@ async fn fill(file: &DmaFile, bytes: u64, is_urgent: impl Fn(u64) -> bool) -> io
     let mut offset = 0;
     while offset < bytes {
         let started = Instant::now();
-        let len = usize::try_from(bytes - offset)
-            .unwrap_or(FILL_BYTES)
-            .min(FILL_BYTES);
+        let is_gentle = !is_urgent(offset);
+        let most = if is_gentle {
+            FILL_BYTES_GENTLE
+        } else {
+            FILL_BYTES
+        };
+        let len = usize::try_from(bytes - offset).unwrap_or(most).min(most);
         buffer.set_len(len);
         let written = file
             .write_rc_at(buffer.share(), offset)
@@ -319,7 +325,7 @@ async fn fill(file: &DmaFile, bytes: u64, is_urgent: impl Fn(u64) -> bool) -> io
             ));
         }
         offset += len as u64;
-        if !is_urgent(offset) {
+        if is_gentle {
             sleep(started.elapsed() * FILL_REST).await;
         }
     }
