@@ -92,7 +92,9 @@ impl Clients {
         while done < count {
             self.wait(&mut ready)?;
             for index in ready.drain(..) {
-                let Some(client) = self.clients.get_mut(index) else {
+                // One that waits for nothing has had its session closed, and its connection ends.
+                let waits = |client: &&mut Client| client.sent.is_some();
+                let Some(client) = self.clients.get_mut(index).filter(waits) else {
                     continue;
                 };
                 let Some(latency) = client.receive()? else {
