@@ -11,10 +11,9 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use bytes::Bytes;
+use ringkeeper_member::{ClientKey, Touch};
 use ringkeeper_proto::{Id, OpCode, SessionId, Xid, Zxid};
 use ringkeeper_transport::WriteHalf;
-
-use crate::publication::{ClientKey, Touch};
 
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 //! The connections of a shard, by place and generation.
 
+use ringkeeper_member::ClientKey;
 use ringkeeper_tree::watch::Watcher;
 
 use crate::client::Client;
-use crate::publication::ClientKey;
 
 /// A slab of connections: a place is used again with a new generation, so that a late answer to an
 /// earlier connection finds nobody.

@@ -9,8 +9,9 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use ringkeeper_member::Settings;
+
 use crate::connection_throttle::ConnectionThrottle;
-use crate::settings::Settings;
 
 /// Counters and limits of the whole server.
 #[derive(Debug)]

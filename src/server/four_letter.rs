@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 use std::{env, fs};
 
+use ringkeeper_member::Settings;
 use ringkeeper_proto::{SessionId, Zxid};
 use ringkeeper_tree::Tree;
 
@@ -16,7 +17,6 @@ use crate::link::Links;
 use crate::messages::{CoreMessage, ShardMessage};
 use crate::monitor;
 use crate::report::{ConnectionReport, Report, Wanted};
-use crate::settings::Settings;
 
 /// The words there are. `telnet close` (0xfff4fffd) is handled as one.
 const WORDS: [&[u8; 4]; 17] = [

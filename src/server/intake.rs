@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use ringkeeper_member::{ClientKey, ClientMessage, WriteMessage};
 use ringkeeper_proto::connect::ConnectRequest;
 use ringkeeper_proto::jute::{WriteJute, put_frame};
 use ringkeeper_proto::reply::{ReplyHeader, put_header_only};
@@ -18,8 +19,6 @@ use ringkeeper_tree::session::{check_password, negotiate};
 use crate::client::{Pending, Stage, WaitingRead};
 use crate::clock;
 use crate::four_letter;
-use crate::messages::{CoreMessage, WriteMessage};
-use crate::publication::ClientKey;
 use crate::shard::{Next, Shard, mark_dirty};
 
 impl Shard {
@@ -138,13 +137,13 @@ impl Shard {
         client.knows_read_only = request.read_only.is_some();
         client.stage = Stage::Connecting;
         if request.session == SessionId::NONE {
-            self.core.send(CoreMessage::NewSession {
+            self.ask(ClientMessage::NewSession {
                 from: key,
                 timeout_ms,
             });
         } else if check_password(request.session, request.password) {
             let session = request.session;
-            self.core.send(CoreMessage::Reconnect {
+            self.ask(ClientMessage::Reconnect {
                 from: key,
                 session,
                 timeout_ms,
@@ -246,9 +245,10 @@ impl Shard {
             large_bytes,
             arrived_us,
         });
-        self.core.send(CoreMessage::Write(WriteMessage {
+        let session = client.session;
+        self.ask(ClientMessage::Write(WriteMessage {
             from: key,
-            session: client.session,
+            session,
             xid,
             op,
             body,

@@ -3,8 +3,7 @@
 use std::fs;
 
 use ringkeeper_config::Cpus;
-
-use crate::settings::Settings;
+use ringkeeper_member::Settings;
 
 /// The CPUs of the server's threads.
 #[derive(Clone, Debug)]

@@ -3,17 +3,17 @@
 use std::time::Instant;
 use std::{fs, io};
 
-use anyhow::{Context as _, anyhow, bail};
-use ringkeeper_proto::TxnDigest;
-use ringkeeper_proto::txn::decode_record;
+use anyhow::{Context as _, anyhow};
+use ringkeeper_member::{Replayed, replay};
+use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{
     Dirs, Disk, DmaDisk, LogOptions, OpenError, Opened, Recovered, Store, TxnLog, probe,
 };
 use ringkeeper_tree::Tree;
 
 use crate::fatal::Reason;
-use crate::settings::Settings;
 use crate::snapshots;
+use ringkeeper_member::Settings;
 
 /// The file in dataDir that says that an empty database is meant (`db.autocreate=false`).
 const INITIALIZE: &str = "initialize";
@@ -101,34 +101,9 @@ pub(crate) async fn load<D: Disk>(
     let started = Instant::now();
     let mut tree = newest_snapshot(store, recovered, cpus)?;
     let (from, snapshot_ms) = (tree.zxid(), started.elapsed().as_millis());
-    let mut events = Vec::new();
-    let mut mismatches = 0_u64;
-    let count = log
-        .replay(from, |_, record| {
-            let (header, txn, digest) = decode_record(record)?;
-            events.clear();
-            // A transaction that failed when it was first applied fails again: that is its outcome.
-            let _applied = tree.apply(&header, &txn, &mut events);
-            if let Some(TxnDigest { version: TxnDigest::VERSION, tree_digest }) = digest
-                && tree_digest != tree.digest_to_wire()
-            {
-                mismatches += 1;
-                if mismatches == 1 {
-                    tracing::error!(zxid = %header.zxid, logged = tree_digest,
-                        replayed = tree.digest_to_wire(), "tree digest differs from the logged one");
-                }
-            }
-            Ok::<_, ringkeeper_proto::DecodeError>(())
-        })
+    let Replayed { count, .. } = replay(log, &mut tree, Zxid(u64::MAX))
         .await
-        .context("replay the transaction log")?;
-    if mismatches > 0 {
-        bail!(
-            "the tree that the log at {} replays to is not the one that was logged ({mismatches} of \
-             {count} digests differ): nothing is served from it; keep the directory for diagnosis",
-            store.snapshot_dir().display()
-        );
-    }
+        .with_context(|| format!("replay the log at {}", store.snapshot_dir().display()))?;
     if tree.zxid() > recovered.last_zxid {
         log.reset(tree.zxid())
             .await

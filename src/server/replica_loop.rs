@@ -12,9 +12,9 @@ use ringkeeper_transport::mailbox::Receiver;
 use ringkeeper_transport::{sleep, spawn_local};
 
 use crate::clock;
-use crate::core::Core;
 use crate::fatal::{self, Reason};
 use crate::messages::CoreMessage;
+use crate::replica::Replica;
 
 /// How long after its last write an idle log is sealed. Until then damage to the last batch could not
 /// be told from a torn write.
@@ -25,46 +25,46 @@ const STOP_PAUSE: Duration = Duration::from_millis(1);
 
 /// Takes messages until the server has stopped and everything is flushed.
 pub(crate) async fn run<D: Disk>(
-    core: Rc<RefCell<Core<D>>>,
+    replica: Rc<RefCell<Replica<D>>>,
     store: Store<D>,
     mut inbox: Receiver<CoreMessage>,
 ) {
-    let maintenance = spawn_local(core.borrow().log.maintenance());
+    let maintenance = spawn_local(replica.borrow().core.log().maintenance());
     let changes = Rc::new(Cell::new(0));
     let background = [
-        spawn_local(expire_sessions(Rc::clone(&core))),
-        spawn_local(delete_containers(Rc::clone(&core))),
-        spawn_local(seal_when_idle(Rc::clone(&core))),
+        spawn_local(expire_sessions(Rc::clone(&replica))),
+        spawn_local(delete_containers(Rc::clone(&replica))),
+        spawn_local(seal_when_idle(Rc::clone(&replica))),
         spawn_local(keep_snapshots(
-            Rc::clone(&core),
+            Rc::clone(&replica),
             store.clone(),
             Rc::clone(&changes),
         )),
         spawn_local(purge_from_time_to_time(
-            Rc::clone(&core),
+            Rc::clone(&replica),
             store.clone(),
             Rc::clone(&changes),
         )),
     ];
     let mut messages = Vec::new();
-    while !core.borrow().shards_have_stopped() {
+    while !replica.borrow().shards_have_stopped() {
         inbox.recv_batch(&mut messages).await;
         {
-            let mut core = core.borrow_mut();
-            core.start_turn();
-            messages.drain(..).for_each(|message| core.hear(message));
+            let mut replica = replica.borrow_mut();
+            replica.start_turn();
+            messages.drain(..).for_each(|message| replica.hear(message));
         }
-        turn(&core);
+        turn(&replica);
     }
     // What was still under way is the server's own: a session that expired, say, or a snapshot that is
     // being registered, which must not be cut short.
-    while !core.borrow().is_idle() || changes.get() > 0 {
+    while !replica.borrow().core.is_idle() || changes.get() > 0 {
         sleep(STOP_PAUSE).await;
     }
     for task in background {
         task.cancel().await;
     }
-    let seal = core.borrow_mut().seal_log();
+    let seal = replica.borrow_mut().core.seal_log();
     if let Err(error) = seal.await {
         fatal::exit(Reason::Storage, &error);
     }
@@ -94,19 +94,19 @@ impl Drop for Change {
 }
 
 /// What follows whatever the core was told: writes go out, and so does what it says.
-fn turn<D: Disk>(core: &Rc<RefCell<Core<D>>>) {
-    start_writes(core);
-    core.borrow_mut().end_turn();
+fn turn<D: Disk>(replica: &Rc<RefCell<Replica<D>>>) {
+    start_writes(replica);
+    replica.borrow_mut().end_turn();
 }
 
 /// Starts as many log writes as may be on their way.
-fn start_writes<D: Disk>(core: &Rc<RefCell<Core<D>>>) {
+fn start_writes<D: Disk>(replica: &Rc<RefCell<Replica<D>>>) {
     loop {
-        let Some(write) = core.borrow_mut().next_write() else {
+        let Some(write) = replica.borrow_mut().core.next_write() else {
             return;
         };
-        let core = Rc::clone(core);
-        let slow = Duration::from_millis(core.borrow().settings.config.log.slow_write_ms);
+        let replica = Rc::clone(replica);
+        let slow = Duration::from_millis(replica.borrow().core.settings().config.log.slow_write_ms);
         // Nobody cancels this task: a log write that is dropped may never have been submitted.
         spawn_local(async move {
             let started = Instant::now();
@@ -119,59 +119,75 @@ fn start_writes<D: Disk>(core: &Rc<RefCell<Core<D>>>) {
                 );
             }
             match written {
-                Ok(through) => core.borrow_mut().flushed(through),
+                Ok(through) => {
+                    let mut replica = replica.borrow_mut();
+                    replica.start_turn();
+                    replica.core.flushed(through);
+                }
                 Err(error) => fatal::exit(Reason::Storage, &error),
             }
-            turn(&core);
+            turn(&replica);
         })
         .detach();
     }
 }
 
-async fn expire_sessions<D: Disk>(core: Rc<RefCell<Core<D>>>) {
+async fn expire_sessions<D: Disk>(replica: Rc<RefCell<Replica<D>>>) {
     loop {
         let now_ms = clock::monotonic_ms();
         let wait_ms = {
-            let core = core.borrow();
-            let tick_ms = u64::from(core.settings.config.ensemble.tick_ms);
-            let due_ms = core.sessions.next_due_ms();
+            let replica = replica.borrow();
+            let tick_ms = u64::from(replica.core.settings().config.ensemble.tick_ms);
+            let due_ms = replica.core.next_expiry_ms();
             due_ms.map_or(tick_ms, |due_ms| due_ms.saturating_sub(now_ms).min(tick_ms))
         };
         sleep(Duration::from_millis(wait_ms.max(1))).await;
-        core.borrow_mut().expire_sessions();
-        turn(&core);
+        {
+            let mut replica = replica.borrow_mut();
+            replica.start_turn();
+            replica.core.expire_sessions();
+        }
+        turn(&replica);
     }
 }
 
-async fn delete_containers<D: Disk>(core: Rc<RefCell<Core<D>>>) {
+async fn delete_containers<D: Disk>(replica: Rc<RefCell<Replica<D>>>) {
     let ContainersConfig {
         check_interval_ms,
         per_minute_max,
         ..
-    } = *core.borrow().containers();
+    } = *replica.borrow().core.containers();
     // ZK: ContainerManager spreads its deletions (znode.container.maxPerMinute).
     let pause = Duration::from_secs(60) / per_minute_max.max(1);
     loop {
         sleep(Duration::from_millis(check_interval_ms.into())).await;
-        let candidates = core.borrow().deletable_containers();
+        let candidates = {
+            let mut replica = replica.borrow_mut();
+            replica.start_turn();
+            replica.core.deletable_containers()
+        };
         for path in candidates {
-            core.borrow_mut().delete_container(&path);
-            turn(&core);
+            {
+                let mut replica = replica.borrow_mut();
+                replica.start_turn();
+                replica.core.delete_container(&path);
+            }
+            turn(&replica);
             sleep(pause).await;
         }
     }
 }
 
 /// Attests the last batch of an idle log.
-async fn seal_when_idle<D: Disk>(core: Rc<RefCell<Core<D>>>) {
+async fn seal_when_idle<D: Disk>(replica: Rc<RefCell<Replica<D>>>) {
     loop {
         sleep(SEAL_AFTER).await;
         let seal = {
-            let mut core = core.borrow_mut();
-            if !core.log.needs_seal() || !core.is_idle() {
+            let mut replica = replica.borrow_mut();
+            if !replica.core.log().needs_seal() || !replica.core.is_idle() {
                 continue;
             }
-            core.seal_log()
+            replica.core.seal_log()
         };
         // As a write of the log it is not to be dropped, so it has a task that nobody cancels.
         let sealed = spawn_local(async move {
@@ -185,13 +201,13 @@ async fn seal_when_idle<D: Disk>(core: Rc<RefCell<Core<D>>>) {
 
 /// Enters each finished snapshot in the manifest, then purges what it makes superfluous.
 async fn keep_snapshots<D: Disk>(
-    core: Rc<RefCell<Core<D>>>,
+    replica: Rc<RefCell<Replica<D>>>,
     store: Store<D>,
     changes: Rc<Cell<usize>>,
 ) {
-    let config = core.borrow().settings.config.snapshots.clone();
+    let config = replica.borrow().core.settings().config.snapshots.clone();
     loop {
-        let taken = poll_fn(|context| core.borrow_mut().poll_taken(context)).await;
+        let taken = poll_fn(|context| replica.borrow_mut().poll_taken(context)).await;
         let _change = Change::new(&changes);
         if let Err(error) = store.register_snapshot(taken.info).await {
             fatal::exit(Reason::Storage, &error);
@@ -206,11 +222,11 @@ async fn keep_snapshots<D: Disk>(
 
 /// Purges from time to time (`autopurge.purgeInterval`): what a snapshot's purge could not remove.
 async fn purge_from_time_to_time<D: Disk>(
-    core: Rc<RefCell<Core<D>>>,
+    replica: Rc<RefCell<Replica<D>>>,
     store: Store<D>,
     changes: Rc<Cell<usize>>,
 ) {
-    let config = core.borrow().settings.config.snapshots.clone();
+    let config = replica.borrow().core.settings().config.snapshots.clone();
     while let Some(interval_ms) = config.purge_interval_ms {
         sleep(Duration::from_millis(interval_ms)).await;
         let _change = Change::new(&changes);

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use ringkeeper_proto::{SessionId, Zxid};
+pub(crate) use ringkeeper_member::{CoreReport, Metric};
+use ringkeeper_proto::SessionId;
 use ringkeeper_transport::mailbox;
 use ringkeeper_tree::Tree;
 
@@ -47,26 +48,6 @@ impl ConnectionReport {
             stats: client.stats.clone(),
         }
     }
-}
-
-/// What the replica core says.
-#[derive(Debug, Default)]
-pub(crate) struct CoreReport {
-    /// Sessions by when they are due, in milliseconds from now.
-    pub(crate) due: Vec<(i64, Vec<SessionId>)>,
-    pub(crate) sessions: usize,
-    pub(crate) sessions_expired: u64,
-    /// Tree digests, one per 128 transactions, the newest last.
-    pub(crate) digests: Vec<(Zxid, u64)>,
-    /// Metrics of the log and the snapshots, by their names.
-    pub(crate) metrics: Vec<(&'static str, Metric)>,
-}
-
-/// A metric's value.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Metric {
-    Integer(u64),
-    Float(f64),
 }
 
 /// Everything that is asked of the shards and the core for one answer.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use ringkeeper_config::{ClientAddress, Config, Host};
+use ringkeeper_member::{Core, CoreParts, Publication, Sessions, Settings};
 use ringkeeper_proto::ServerId;
 use ringkeeper_storage::Opened;
 use ringkeeper_transport::acceptor::{self, BoundSocket};
@@ -21,25 +22,22 @@ use ringkeeper_transport::{
 };
 use ringkeeper_tree::Tree;
 use ringkeeper_tree::session::initialize_next_session;
-use ringkeeper_zab::{History, Replica};
+use ringkeeper_zab::History;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::clock;
-use crate::core::{Core, CoreParts};
 use crate::counts::SharedCounts;
 use crate::fatal::Reason;
 use crate::link::Links;
 use crate::messages::{CoreMessage, ShardMessage};
 use crate::outbox::Outbox;
 use crate::placement::Placement;
-use crate::publication::Publication;
-use crate::sessions::Sessions;
-use crate::settings::Settings;
+use crate::replica::Replica;
 use crate::shard::{Shard, ShardParts};
 use crate::shard_loop::ShardLoop;
 use crate::snapshots::Snapshots;
-use crate::{recovery, replica_loop};
+use crate::{recovery, replica, replica_loop};
 
 /// Messages that a mailbox holds before its senders hold back: of the replica core, and of a shard.
 const CORE_MAILBOX: usize = 1 << 14;
@@ -229,29 +227,26 @@ async fn run_first(
         })
         .map_err(|_| anyhow!("the main thread has ended"))?;
     drop(loaded);
+    let snapshots = Snapshots::start(
+        settings,
+        &store,
+        last_snapshot,
+        place.links.core.clone(),
+        cpus.beside,
+    )?;
+    let shards = place.links.shards.iter().cloned().map(Outbox::new);
     let core = Core::new(CoreParts {
         settings: Arc::clone(settings),
-        zab: replica(&tree),
+        zab: zab(&tree),
         sessions: sessions(settings, &tree),
-        shards: place
-            .links
-            .shards
-            .iter()
-            .cloned()
-            .map(Outbox::new)
-            .collect(),
-        snapshots: Snapshots::start(
-            settings,
-            &store,
-            last_snapshot,
-            place.links.core.clone(),
-            cpus.beside,
-        )?,
         tree: tree.clone(),
         chain,
         log,
+        now: replica::now(),
     });
-    let core = spawn_local(replica_loop::run(Rc::new(RefCell::new(core)), store, inbox));
+    let replica = Replica::new(core, shards.collect(), snapshots);
+    let replica = Rc::new(RefCell::new(replica));
+    let core = spawn_local(replica_loop::run(replica, store, inbox));
     run_shard(place, tree, cursor).await?;
     core.await;
     Ok(())
@@ -312,13 +307,13 @@ async fn run_shard(
 }
 
 /// Zab for a server without an ensemble: all that was recovered is committed.
-fn replica(tree: &Tree) -> Replica<()> {
+fn zab(tree: &Tree) -> ringkeeper_zab::Replica<()> {
     let recovered = ringkeeper_zab::Recovered {
         history: History::starting_at(tree.zxid()),
         committed: tree.zxid(),
         ..ringkeeper_zab::Recovered::default()
     };
-    Replica::new(ringkeeper_zab::Config::standalone(ServerId(0)), recovered)
+    ringkeeper_zab::Replica::new(ringkeeper_zab::Config::standalone(ServerId(0)), recovered)
 }
 
 /// The sessions that were recovered; each gets its full time-out again.

@@ -17,6 +17,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
+use ringkeeper_member::{
+    Answer, Attached, ClientKey, ClientMessage, ClientNotice, Publication, Settings, Step,
+};
 use ringkeeper_proto::acl::Perms;
 use ringkeeper_proto::connect::ConnectResponse;
 use ringkeeper_proto::jute::{WriteJute, put_frame};
@@ -34,10 +37,9 @@ use crate::counts::SharedCounts;
 use crate::link::Links;
 use crate::messages::{CoreMessage, ShardMessage};
 use crate::outbox::Outbox;
-use crate::publication::{Answer, Attached, ClientKey, Publication, Step};
+
 use crate::read_path::ReadContext;
 use crate::report::{ConnectionReport, ShardReport, Wanted};
-use crate::settings::Settings;
 use crate::stats::ShardStats;
 
 /// Bytes that may wait for a connection's peer before the shard stops reading its requests.
@@ -304,7 +306,7 @@ impl Shard {
     pub(crate) fn attach(&mut self, key: ClientKey, session: &Attached) {
         let Some(client) = self.clients.get_mut(key) else {
             // It ended meanwhile; the core heard so before it had a session to detach.
-            self.core.send(CoreMessage::Disconnected {
+            self.ask(ClientMessage::Disconnected {
                 from: key,
                 session: session.session,
             });
@@ -346,18 +348,7 @@ impl Shard {
     pub(crate) fn hear(&mut self, message: ShardMessage) {
         self.catch_up();
         match message {
-            ShardMessage::Attach { to, session } => self.attach(to, &session),
-            ShardMessage::Expired { to } => self.refuse_session(to),
-            ShardMessage::Detach {
-                client,
-                then,
-                session,
-            } => {
-                self.forget_watches(client);
-                self.end(client);
-                self.flush();
-                self.send_to_shard(then.shard, ShardMessage::Attach { to: then, session });
-            }
+            ShardMessage::Notice(notice) => self.take_notice(notice),
             // The shard's loop takes these; one that comes when it has ended is closed.
             ShardMessage::Adopt(accepted) => drop(accepted),
             ShardMessage::Report { wanted, to } => {
@@ -384,6 +375,24 @@ impl Shard {
             }
         }
         self.flush();
+    }
+
+    fn take_notice(&mut self, notice: ClientNotice) {
+        match notice {
+            ClientNotice::Attach { to, session } => self.attach(to, &session),
+            ClientNotice::Expired { to } => self.refuse_session(to),
+            ClientNotice::Detach {
+                client,
+                then,
+                session,
+            } => {
+                self.forget_watches(client);
+                self.end(client);
+                self.flush();
+                let attach = ClientNotice::Attach { to: then, session };
+                self.send_to_shard(then.shard, ShardMessage::Notice(attach));
+            }
+        }
     }
 
     /// Whether a connection has its session.
@@ -437,11 +446,16 @@ impl Shard {
             }
         }
         if client.session != SessionId::NONE {
-            self.core.send(CoreMessage::Disconnected {
+            self.ask(ClientMessage::Disconnected {
                 from: key,
                 session: client.session,
             });
         }
+    }
+
+    /// Hands a client's wish to the replica core.
+    pub(crate) fn ask(&mut self, message: ClientMessage) {
+        self.core.send(CoreMessage::Client(message));
     }
 
     /// Asks to be woken for every publication while one of them may mean something here: an event to a

@@ -6,6 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use ringkeeper_member::ClientKey;
 use ringkeeper_transport::mailbox::{MailboxError, Receiver};
 use ringkeeper_transport::{
     Accepted, BoundSocket, Doorbell, ListenOptions, Listener, ReadHalf, WriteHalf, sleep,
@@ -15,7 +16,6 @@ use ringkeeper_transport::{
 use crate::four_letter;
 use crate::link::Links;
 use crate::messages::ShardMessage;
-use crate::publication::ClientKey;
 use crate::shard::{Next, Shard, UNSENT_BYTES_PAUSE};
 
 /// How often a shard looks at what no message tells it: a full mailbox that has room again,

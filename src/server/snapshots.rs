@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use ringkeeper_config::{LoggedSince, SnapshotConfig};
+use ringkeeper_member::Settings;
 use ringkeeper_storage::{Disk, SnapshotInfo, SnapshotReader, SnapshotWriter, Store};
 use ringkeeper_transport::mailbox::Sender;
 use ringkeeper_tree::Tree;
 use ringkeeper_tree::snapshot::{CHUNK_LEN, Chunk, SnapshotBuilder, SnapshotEncoder};
 
 use crate::messages::CoreMessage;
-use crate::settings::Settings;
 use crate::threads;
 
 /// What the container calls the chunks of a tree.

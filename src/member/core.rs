@@ -14,7 +14,6 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::mem;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
 
 use ringkeeper_config::ContainersConfig;
 use ringkeeper_proto::reply::WriteReply;
@@ -28,18 +27,15 @@ use ringkeeper_tree::execute::{
 use ringkeeper_tree::{Context, Event, Node, SessionState, Tree, sweep};
 use ringkeeper_zab::{Input, Output, Replica};
 
-use crate::clock;
 use crate::core_report::CoreStats;
-use crate::messages::{CoreMessage, ShardMessage, WriteMessage};
-use crate::outbox::Outbox;
+use crate::messages::{ClientMessage, ClientNotice, Now, WriteMessage};
 use crate::publication::{Answer, ClientKey, Publication, ShardSet, Step};
 use crate::sessions::Sessions;
 use crate::settings::Settings;
-use crate::snapshots::{SnapshotTaken, Snapshots};
 
 /// How many log writes may be on their way at once: one, and a second that fills the device's queue
 /// while the first completes.
-pub(crate) const WRITES_IN_FLIGHT_MAX: usize = 2;
+pub const WRITES_IN_FLIGHT_MAX: usize = 2;
 
 /// What a transaction may take beside its request's bytes: header, digest, and an ACL that fix-up has
 /// expanded. Only decides when a batch is closed early; a longer one still fits.
@@ -58,7 +54,7 @@ struct Sealed {
 
 /// The replica core.
 #[derive(Debug)]
-pub(crate) struct Core<D: Disk> {
+pub struct Core<D: Disk> {
     pub(crate) settings: Arc<Settings>,
     zab: Replica<()>,
     outputs: Vec<Output<()>>,
@@ -80,34 +76,34 @@ pub(crate) struct Core<D: Disk> {
     chain: Chain<Publication>,
     /// Publications that every shard has left behind, until they are disposed of.
     freed: Vec<Publication>,
-    shards: Vec<Outbox<ShardMessage>>,
-    snapshots: Snapshots,
-    /// A snapshot that is written and not registered yet, and who waits for one.
-    taken: Option<SnapshotTaken>,
-    taken_waker: Option<Waker>,
+    notices: Vec<ClientNotice>,
     pub(crate) stats: CoreStats,
-    shards_stopped: usize,
-    /// The time that transactions get, milliseconds since 1970: that of the last [`Core::start_turn`]
-    /// or, when it is later, of the last transaction of the server's own.
-    wall_ms: i64,
+    /// The time of the turn.
+    pub(crate) now: Now,
 }
 
 /// What a core is made of.
 #[derive(Debug)]
-pub(crate) struct CoreParts<D: Disk> {
-    pub(crate) settings: Arc<Settings>,
-    pub(crate) zab: Replica<()>,
-    pub(crate) log: TxnLog<D>,
-    pub(crate) tree: Tree,
-    pub(crate) sessions: Sessions,
-    pub(crate) chain: Chain<Publication>,
-    pub(crate) shards: Vec<Outbox<ShardMessage>>,
-    pub(crate) snapshots: Snapshots,
+pub struct CoreParts<D: Disk> {
+    /// The configuration.
+    pub settings: Arc<Settings>,
+    /// Zab, before its first tick.
+    pub zab: Replica<()>,
+    /// The log.
+    pub log: TxnLog<D>,
+    /// What recovery found.
+    pub tree: Tree,
+    /// The sessions of `tree`.
+    pub sessions: Sessions,
+    /// Where publications go; each shard has a cursor.
+    pub chain: Chain<Publication>,
+    /// The time of the first turn.
+    pub now: Now,
 }
 
 impl<D: Disk> Core<D> {
     /// A core whose tree is what recovery found.
-    pub(crate) fn new(parts: CoreParts<D>) -> Self {
+    pub fn new(parts: CoreParts<D>) -> Self {
         let mut log = parts.log;
         let batch = log.new_batch();
         let mut core = Self {
@@ -128,47 +124,38 @@ impl<D: Disk> Core<D> {
             sessions: parts.sessions,
             chain: parts.chain,
             freed: Vec::new(),
-            shards: parts.shards,
-            snapshots: parts.snapshots,
-            taken: None,
-            taken_waker: None,
+            notices: Vec::new(),
             stats: CoreStats::default(),
-            shards_stopped: 0,
-            wall_ms: clock::wall_ms(),
+            now: parts.now,
         };
         // The first tick makes a server without an ensemble the leader of itself.
         core.input(Input::Tick);
         core
     }
 
-    /// Before the messages of a turn: what they ask for happens at one time.
-    pub(crate) fn start_turn(&mut self) {
-        self.wall_ms = clock::wall_ms();
+    /// Before anything else of a turn: all of it happens at one time.
+    pub const fn start_turn(&mut self, now: Now) {
+        self.now = now;
     }
 
     /// Takes one message.
-    pub(crate) fn hear(&mut self, message: CoreMessage) {
+    pub fn hear(&mut self, message: ClientMessage) {
         match message {
-            CoreMessage::NewSession { from, timeout_ms } => self.new_session(from, timeout_ms),
-            CoreMessage::Reconnect {
+            ClientMessage::NewSession { from, timeout_ms } => self.new_session(from, timeout_ms),
+            ClientMessage::Reconnect {
                 from,
                 session,
                 timeout_ms,
             } => {
                 self.reconnect(from, session, timeout_ms);
             }
-            CoreMessage::Write(write) => self.write(&write),
-            CoreMessage::Disconnected { from, session } => self.sessions.detach(session, from),
-            CoreMessage::SnapshotTaken(taken) => self.snapshot_taken(taken),
-            // Who asked has gone when this fails.
-            CoreMessage::Report(to) => _ = to.send(self.report()),
-            CoreMessage::ResetStatistics => self.stats.reset(),
-            CoreMessage::ShardStopped => self.shards_stopped += 1,
+            ClientMessage::Write(write) => self.write(&write),
+            ClientMessage::Disconnected { from, session } => self.sessions.detach(session, from),
         }
     }
 
     fn new_session(&mut self, to: ClientKey, timeout_ms: i32) {
-        let session = self.sessions.open(timeout_ms, to, clock::monotonic_ms());
+        let session = self.sessions.open(timeout_ms, to, self.now.monotonic_ms());
         self.own(
             session.session,
             Answer::Session { to, session },
@@ -177,28 +164,20 @@ impl<D: Disk> Core<D> {
     }
 
     fn reconnect(&mut self, from: ClientKey, session: SessionId, timeout_ms: i32) {
-        let now_ms = clock::monotonic_ms();
+        let now_ms = self.now.monotonic_ms();
         match self.sessions.reattach(session, timeout_ms, from, now_ms) {
-            None => self.tell(from.shard, ShardMessage::Expired { to: from }),
+            None => self.notices.push(ClientNotice::Expired { to: from }),
             Some((session, None)) => {
-                self.tell(from.shard, ShardMessage::Attach { to: from, session });
+                self.notices
+                    .push(ClientNotice::Attach { to: from, session });
             }
             Some((session, Some(client))) => {
-                self.tell(
-                    client.shard,
-                    ShardMessage::Detach {
-                        client,
-                        then: from,
-                        session,
-                    },
-                );
+                self.notices.push(ClientNotice::Detach {
+                    client,
+                    then: from,
+                    session,
+                });
             }
-        }
-    }
-
-    fn tell(&mut self, shard: u32, message: ShardMessage) {
-        if let Some(shard) = self.shards.get_mut(shard as usize) {
-            shard.send(message);
         }
     }
 
@@ -245,7 +224,7 @@ impl<D: Disk> Core<D> {
                 SessionState::Closing
             },
             cxid: xid.0,
-            time_ms: self.wall_ms,
+            time_ms: self.now.wall_ms,
             identities: &write.identities,
             settings: &settings.tree,
         };
@@ -284,7 +263,7 @@ impl<D: Disk> Core<D> {
         }
         let wait_ms_max = self.settings.config.throttle.op_wait_ms_max;
         if let Some(wait_ms_max) = wait_ms_max
-            && clock::monotonic_us() - write.arrived_us > u64::from(wait_ms_max) * 1000
+            && self.now.monotonic_us - write.arrived_us > u64::from(wait_ms_max) * 1000
         {
             self.stats.throttled += 1;
             return Err(ZkError::ThrottledOp);
@@ -308,11 +287,10 @@ impl<D: Disk> Core<D> {
         execute: impl FnOnce(&mut Tree, Zxid, &Context<'_>, &mut Vec<Event>) -> Executed<'x>,
     ) {
         self.make_room(0);
-        self.wall_ms = clock::wall_ms();
         let settings = Arc::clone(&self.settings);
         let context = Context {
             session,
-            ..Context::internal(self.wall_ms, &settings.tree)
+            ..Context::internal(self.now.wall_ms, &settings.tree)
         };
         let zxid = self.next_zxid();
         let executed = execute(&mut self.head, zxid, &context, &mut self.events);
@@ -340,7 +318,7 @@ impl<D: Disk> Core<D> {
             warnings,
         } = executed;
         for warning in warnings {
-            self.stats.warn_of_quota(&warning);
+            self.stats.warn_of_quota(&warning, self.now.monotonic_ms());
         }
         let digest = self.settings.config.ensemble.tree_digest.then_some(&digest);
         let len = record_len(&txn, digest.is_some());
@@ -398,7 +376,7 @@ impl<D: Disk> Core<D> {
     }
 
     /// The next log write, when one may be on its way now.
-    pub(crate) fn next_write(
+    pub fn next_write(
         &mut self,
     ) -> Option<impl Future<Output = Result<Zxid, StorageError>> + 'static + use<D>> {
         if self.writes_in_flight >= WRITES_IN_FLIGHT_MAX {
@@ -415,7 +393,7 @@ impl<D: Disk> Core<D> {
     }
 
     /// A write has completed: everything up to `through` is durable.
-    pub(crate) fn flushed(&mut self, through: Zxid) {
+    pub fn flushed(&mut self, through: Zxid) {
         self.writes_in_flight -= 1;
         self.input(Input::Flushed {
             through,
@@ -470,56 +448,50 @@ impl<D: Disk> Core<D> {
         }
     }
 
-    /// After a turn: what was said goes out, what is left behind is disposed of.
-    pub(crate) fn end_turn(&mut self) {
-        self.shards.iter_mut().for_each(Outbox::flush);
+    /// What connections are to be told, oldest first; to be delivered at the end of the turn.
+    pub fn notices(&mut self) -> impl Iterator<Item = ClientNotice> + '_ {
+        self.notices.drain(..)
+    }
+
+    /// After a turn: what every shard has left behind is disposed of.
+    pub fn end_turn(&mut self) {
         self.freed.clear();
-        self.snapshots
-            .start_if_due(&self.published, &mut self.stats.since_snapshot);
     }
 
-    fn snapshot_taken(&mut self, taken: Result<SnapshotTaken, String>) {
-        self.snapshots
-            .ended(taken.as_ref().ok().map(|taken| taken.info.bytes));
-        match taken {
-            Ok(taken) => {
-                self.stats.snapshots_taken += 1;
-                self.stats.last_snapshot_ms = taken.ms;
-                self.taken = Some(taken);
-                if let Some(waker) = self.taken_waker.take() {
-                    waker.wake();
-                }
-            }
-            Err(error) => {
-                self.stats.snapshot_errors += 1;
-                tracing::error!(
-                    error,
-                    "snapshot failed; the log keeps everything until one succeeds"
-                );
-            }
-        }
+    /// What has been counted.
+    pub const fn stats_mut(&mut self) -> &mut CoreStats {
+        &mut self.stats
     }
 
-    /// A snapshot that has been written and is to be registered.
-    pub(crate) fn poll_taken(&mut self, context: &std::task::Context<'_>) -> Poll<SnapshotTaken> {
-        match self.taken.take() {
-            Some(taken) => Poll::Ready(taken),
-            None => {
-                self.taken_waker = Some(context.waker().clone());
-                Poll::Pending
-            }
-        }
+    /// The configuration.
+    pub const fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
+    /// The log.
+    pub const fn log(&self) -> &TxnLog<D> {
+        &self.log
+    }
+
+    /// When [`Core::expire_sessions`] has something to look at next, in milliseconds.
+    pub fn next_expiry_ms(&self) -> Option<u64> {
+        self.sessions.next_due_ms()
+    }
+
+    /// The state that is published.
+    pub const fn published_tree(&self) -> &Tree {
+        &self.published
     }
 
     /// Attests the last batch of the log, so that damage to it can be told from a torn write.
-    pub(crate) fn seal_log(
+    pub fn seal_log(
         &mut self,
     ) -> impl Future<Output = Result<Zxid, StorageError>> + 'static + use<D> {
         self.log.seal(self.committed)
     }
 
     /// Whether nothing waits to be written or published.
-    pub(crate) fn is_idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         self.writes_in_flight == 0
             && self.steps.is_empty()
             && self.to_write.is_empty()
@@ -527,8 +499,8 @@ impl<D: Disk> Core<D> {
     }
 
     /// Closes the sessions that have expired.
-    pub(crate) fn expire_sessions(&mut self) {
-        for session in self.sessions.expired(clock::monotonic_ms()) {
+    pub fn expire_sessions(&mut self) {
+        for session in self.sessions.expired(self.now.monotonic_ms()) {
             tracing::info!(%session, "session expired");
             self.stats.sessions_expired += 1;
             let Some(closed) = self.sessions.close(session) else {
@@ -542,16 +514,16 @@ impl<D: Disk> Core<D> {
     }
 
     /// Containers that are empty and TTL znodes that have expired.
-    pub(crate) fn deletable_containers(&self) -> Vec<String> {
+    pub fn deletable_containers(&self) -> Vec<String> {
         let never_used_ms_max = self.containers().never_used_ms_max.unwrap_or(0);
         let never_used_ms_max = i64::try_from(never_used_ms_max).unwrap_or(i64::MAX);
-        sweep::expired(&self.published, clock::wall_ms(), never_used_ms_max)
+        sweep::expired(&self.published, self.now.wall_ms, never_used_ms_max)
             .map(str::to_owned)
             .collect()
     }
 
     /// Deletes a container or a TTL znode, unless it has become used meanwhile.
-    pub(crate) fn delete_container(&mut self, path: &str) {
+    pub fn delete_container(&mut self, path: &str) {
         // The sweep looked at what is published, and this znode may be on its way out already.
         let is_empty = |node: Node<'_>| node.num_children() == 0;
         if !self.head.get(path).is_some_and(is_empty) {
@@ -573,12 +545,7 @@ impl<D: Disk> Core<D> {
     }
 
     /// How containers are to be deleted.
-    pub(crate) fn containers(&self) -> &ContainersConfig {
+    pub fn containers(&self) -> &ContainersConfig {
         &self.settings.config.containers
-    }
-
-    /// Whether every shard has stopped: nobody asks for anything any more.
-    pub(crate) fn shards_have_stopped(&self) -> bool {
-        self.shards_stopped == self.shards.len()
     }
 }

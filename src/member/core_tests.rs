@@ -5,20 +5,18 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use ringkeeper_config::{Beside, Loaded, RawConfig};
 use ringkeeper_proto::request::CreateRequest;
-use ringkeeper_proto::{Acl, AclList, OpCode, Request, ServerId, SessionId, Xid, ZkError};
+use ringkeeper_proto::{Acl, AclList, OpCode, Request, ServerId, SessionId, Xid, ZkError, Zxid};
 use ringkeeper_storage::{Dirs, Fault, LogOptions, Opened, SimDisk, Store};
-use ringkeeper_transport::mailbox::{self, Receiver};
 use ringkeeper_transport::{Chain, Cursor};
 use ringkeeper_tree::Tree;
 use ringkeeper_zab::Replica;
 
 use crate::core::{Core, CoreParts};
-use crate::messages::{CoreMessage, ShardMessage, WriteMessage};
-use crate::outbox::Outbox;
+use crate::messages::{ClientMessage, Now, WriteMessage};
 use crate::publication::{Answer, ClientKey, Publication};
+use crate::replay::replay;
 use crate::sessions::Sessions;
 use crate::settings::Settings;
-use crate::snapshots::Snapshots;
 
 const CLIENT: ClientKey = ClientKey {
     shard: 0,
@@ -32,8 +30,6 @@ struct Bench {
     core: Core<SimDisk>,
     cursor: Cursor<Publication>,
     session: SessionId,
-    // Kept, so that the mailbox stays open.
-    _inbox: Receiver<ShardMessage>,
 }
 
 impl Bench {
@@ -51,12 +47,10 @@ impl Bench {
                     .expect("a new directory")
             }
         };
-        let Opened { store, log, .. } = disk.run(opening).expect("nothing is held yet");
+        let Opened { log, .. } = disk.run(opening).expect("nothing is held yet");
         disk.spawn(log.maintenance());
         let loaded = Loaded::new(&RawConfig::embedded(), &Beside::default()).expect("it is ours");
         let settings = Arc::new(Settings::new(loaded.config));
-        let (core_sender, _) = mailbox::bounded(16);
-        let (shard, inbox) = mailbox::bounded(16);
         let mut chain = Chain::new();
         let cursor = chain.cursor();
         let mut core = Core::new(CoreParts {
@@ -68,12 +62,10 @@ impl Bench {
             tree: Tree::new(),
             sessions: Sessions::new(1000, SessionId(1)),
             chain,
-            shards: vec![Outbox::new(shard)],
-            snapshots: Snapshots::start(&settings, &store, 0, core_sender, Vec::new())
-                .expect("a thread"),
             settings,
+            now: Now::default(),
         });
-        core.hear(CoreMessage::NewSession {
+        core.hear(ClientMessage::NewSession {
             from: CLIENT,
             timeout_ms: 30_000,
         });
@@ -82,7 +74,6 @@ impl Bench {
             core,
             cursor,
             session: SessionId::NONE,
-            _inbox: inbox,
         };
         bench.write_out();
         let publication = bench.cursor.next().expect("the session");
@@ -114,7 +105,7 @@ impl Bench {
     }
 
     fn write(&mut self, op: OpCode, body: Bytes, keep_before: bool) {
-        self.core.hear(CoreMessage::Write(WriteMessage {
+        self.core.hear(ClientMessage::Write(WriteMessage {
             from: CLIENT,
             session: self.session,
             xid: Xid(1),
@@ -206,14 +197,11 @@ fn what_is_told_survives_a_power_cut() {
                 ..LogOptions::default()
             };
             let opened = Store::open(disk, &Dirs::single("/data"), options).await;
-            let Opened {
-                store,
-                mut log,
-                recovered,
-            } = opened.expect("a torn tail is no damage");
-            crate::recovery::load(&store, &mut log, &recovered, &[])
-                .await
-                .expect("the log replays")
+            let Opened { log, .. } = opened.expect("a torn tail is no damage");
+            let mut tree = Tree::new();
+            let all = Zxid(u64::MAX);
+            replay(&log, &mut tree, all).await.expect("the log replays");
+            tree
         }
     };
     let tree = after.run(reading).expect("nothing is held");

@@ -3,13 +3,11 @@
 use std::collections::VecDeque;
 
 use ringkeeper_config::LoggedSince;
-use ringkeeper_proto::Zxid;
+use ringkeeper_proto::{SessionId, Zxid};
 use ringkeeper_storage::Disk;
 use ringkeeper_tree::QuotaWarning;
 
-use crate::clock;
 use crate::core::Core;
-use crate::report::{CoreReport, Metric};
 
 /// Transactions between two digests that `hash` lists.
 const DIGEST_INTERVAL: u64 = 128;
@@ -20,16 +18,43 @@ const DIGESTS_MAX: usize = 1024;
 /// How often an exceeded soft quota is logged, in milliseconds.
 const QUOTA_WARNING_INTERVAL_MS: u64 = 60_000;
 
+/// What the core says of itself.
+#[derive(Debug, Default)]
+pub struct CoreReport {
+    /// Sessions by when they are due, in milliseconds from now.
+    pub due: Vec<(i64, Vec<SessionId>)>,
+    /// How many sessions there are.
+    pub sessions: usize,
+    /// How many have expired.
+    pub sessions_expired: u64,
+    /// Tree digests, one per 128 transactions, the newest last.
+    pub digests: Vec<(Zxid, u64)>,
+    /// Metrics of the log and the snapshots, by their names.
+    pub metrics: Vec<(&'static str, Metric)>,
+}
+
+/// A metric's value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Metric {
+    /// A count, or a time in whole units.
+    Integer(u64),
+    /// Anything else.
+    Float(f64),
+}
+
 /// What the replica core has counted.
 #[derive(Debug, Default)]
-pub(crate) struct CoreStats {
-    pub(crate) sessions_expired: u64,
+pub struct CoreStats {
+    /// Sessions that expired.
+    pub sessions_expired: u64,
     /// What was logged since the last snapshot was begun.
-    pub(crate) since_snapshot: LoggedSince,
-    pub(crate) snapshots_taken: u64,
-    pub(crate) snapshot_errors: u64,
-    pub(crate) last_snapshot_ms: u64,
-    /// Writes that waited too long, and writes refused for want of disk space.
+    pub since_snapshot: LoggedSince,
+    /// Snapshots that succeeded.
+    pub snapshots_taken: u64,
+    /// Snapshots that failed.
+    pub snapshot_errors: u64,
+    /// How long the last one took.
+    pub last_snapshot_ms: u64,
     pub(crate) throttled: u64,
     pub(crate) refused: u64,
     transactions: u64,
@@ -39,7 +64,7 @@ pub(crate) struct CoreStats {
 
 impl CoreStats {
     /// Counts a transaction of `len` bytes, after which the tree has `digest`.
-    pub(crate) fn logged(&mut self, zxid: Zxid, digest: u64, len: usize) {
+    pub fn logged(&mut self, zxid: Zxid, digest: u64, len: usize) {
         self.since_snapshot.txns += 1;
         self.since_snapshot.log_bytes += len as u64;
         self.transactions += 1;
@@ -52,8 +77,7 @@ impl CoreStats {
     }
 
     /// Logs that a soft quota is exceeded, not too often.
-    pub(crate) fn warn_of_quota(&mut self, warning: &QuotaWarning) {
-        let now_ms = clock::monotonic_ms();
+    pub fn warn_of_quota(&mut self, warning: &QuotaWarning, now_ms: u64) {
         let is_due = self
             .quota_warned_ms
             .is_none_or(|last_ms| now_ms - last_ms >= QUOTA_WARNING_INTERVAL_MS);
@@ -64,7 +88,7 @@ impl CoreStats {
     }
 
     /// Back to zero (`srst`), save what decides when a snapshot is due.
-    pub(crate) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         let since_snapshot = self.since_snapshot;
         let digests = std::mem::take(&mut self.digests);
         *self = Self {
@@ -77,7 +101,7 @@ impl CoreStats {
 
 impl<D: Disk> Core<D> {
     /// What the core says of itself.
-    pub(crate) fn report(&self) -> CoreReport {
+    pub fn report(&self) -> CoreReport {
         let stats = &self.stats;
         let mut metrics = vec![
             ("snapshots_taken", Metric::Integer(stats.snapshots_taken)),
@@ -106,7 +130,7 @@ impl<D: Disk> Core<D> {
             ]);
         });
         CoreReport {
-            due: self.sessions.by_deadline(clock::monotonic_ms()),
+            due: self.sessions.by_deadline(self.now.monotonic_ms()),
             sessions: self.sessions.len(),
             sessions_expired: stats.sessions_expired,
             digests: stats.digests.iter().copied().collect(),

@@ -6,19 +6,22 @@ use ringkeeper_tree::settings as tree;
 
 /// The configuration, with what the tree needs of it in the tree's own form.
 #[derive(Debug)]
-pub(crate) struct Settings {
-    pub(crate) config: Config,
-    pub(crate) tree: tree::Settings,
+pub struct Settings {
+    /// The configuration.
+    pub config: Config,
+    /// What the tree needs of it.
+    pub tree: tree::Settings,
     /// Bounds of a session's time-out, in milliseconds.
-    pub(crate) session_timeout_ms_min: i32,
-    pub(crate) session_timeout_ms_max: i32,
+    pub session_timeout_ms_min: i32,
+    /// The other bound.
+    pub session_timeout_ms_max: i32,
     /// `myid`; 0 without one.
-    pub(crate) server_id: u8,
+    pub server_id: u8,
 }
 
 impl Settings {
     /// The settings of `config`.
-    pub(crate) fn new(config: Config) -> Self {
+    pub fn new(config: Config) -> Self {
         let ensemble = &config.ensemble;
         let AuthConfig {
             digest,
@@ -49,7 +52,7 @@ impl Settings {
     }
 
     /// The longest frame that is taken, in bytes.
-    pub(crate) fn frame_bytes_max(&self) -> usize {
+    pub fn frame_bytes_max(&self) -> usize {
         self.config.ensemble.frame_bytes_max as usize
     }
 }

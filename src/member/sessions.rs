@@ -32,7 +32,7 @@ pub(crate) struct Session {
 
 /// All sessions, and the order in which they are due.
 #[derive(Debug)]
-pub(crate) struct Sessions {
+pub struct Sessions {
     sessions: HashMap<SessionId, Session>,
     expiry: ExpiryQueue,
     next_id: SessionId,
@@ -40,7 +40,7 @@ pub(crate) struct Sessions {
 
 impl Sessions {
     /// No sessions yet; ids are given from `first_id` on, one after another.
-    pub(crate) fn new(tick_ms: u64, first_id: SessionId) -> Self {
+    pub fn new(tick_ms: u64, first_id: SessionId) -> Self {
         Self {
             sessions: HashMap::new(),
             expiry: ExpiryQueue::new(tick_ms),
@@ -56,7 +56,7 @@ impl Sessions {
     }
 
     /// A session that was recovered: it gets its full time-out again, as under a new leader.
-    pub(crate) fn recovered(&mut self, session: SessionId, timeout_ms: i32, now_ms: u64) {
+    pub fn recovered(&mut self, session: SessionId, timeout_ms: i32, now_ms: u64) {
         self.insert(session, timeout_ms, None, now_ms);
         let same_server = session.0 >> SERVER_SHIFT == self.next_id.0 >> SERVER_SHIFT;
         if same_server && session.0 >= self.next_id.0 {

@@ -17,31 +17,34 @@ use ringkeeper_tree::{Event, Tree};
 /// A client's connection: the shard it is on and its place there. The generation tells it from an
 /// earlier connection in the same place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ClientKey {
-    pub(crate) shard: u32,
-    pub(crate) index: u32,
-    pub(crate) generation: u32,
+pub struct ClientKey {
+    /// The shard that it is on.
+    pub shard: u32,
+    /// Its place there.
+    pub index: u32,
+    /// Which connection in that place.
+    pub generation: u32,
 }
 
 /// The effects of one commit batch.
 #[derive(Debug)]
-pub(crate) struct Publication {
+pub struct Publication {
     /// The state after the batch.
-    pub(crate) tree: Tree,
+    pub tree: Tree,
     /// What happened, in order.
-    pub(crate) steps: Vec<Step>,
+    pub steps: Vec<Step>,
     /// The watch events of all steps, in order; each step says where its own end.
-    pub(crate) events: Vec<Event>,
+    pub events: Vec<Event>,
 }
 
 /// The shards that answer somebody in some publications. There is room for 64; shards that share a
 /// place are both in it or neither.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct ShardSet(u64);
+pub struct ShardSet(u64);
 
 impl ShardSet {
     /// Adds the shards whose clients `publication` answers.
-    pub(crate) fn add_all(&mut self, publication: &Publication) {
+    pub fn add_all(&mut self, publication: &Publication) {
         let answered = publication.steps.iter().filter_map(|step| step.answer.to());
         for client in answered {
             self.0 |= 1 << (client.shard % u64::BITS);
@@ -49,44 +52,55 @@ impl ShardSet {
     }
 
     /// Whether `shard` may be in it.
-    pub(crate) const fn contains(self, shard: usize) -> bool {
+    pub const fn contains(self, shard: usize) -> bool {
         self.0 >> (shard % u64::BITS as usize) & 1 == 1
     }
 }
 
 /// One request of a batch: a transaction, or a request that was refused without one.
 #[derive(Debug)]
-pub(crate) struct Step {
+pub struct Step {
     /// The transaction's zxid; of a request without a transaction, the last one before it.
-    pub(crate) zxid: Zxid,
+    pub zxid: Zxid,
     /// One past its last event in [`Publication::events`].
-    pub(crate) events_end: usize,
+    pub events_end: usize,
     /// The state right before this step; kept when reads of the same session wait for it.
-    pub(crate) before: Option<Tree>,
+    pub before: Option<Tree>,
     /// Who is told what.
-    pub(crate) answer: Answer,
+    pub answer: Answer,
 }
 
 /// Who is told what when a step is published.
 #[derive(Debug)]
-pub(crate) enum Answer {
+pub enum Answer {
     /// Nobody: the server's own transaction, or the connection is gone.
     Nobody,
     /// The client that asked for the write (or for a sync).
     Write {
+        /// Its connection.
         to: ClientKey,
+        /// Its number for the request.
         xid: Xid,
+        /// What came of it.
         outcome: Result<WriteReply, ZkError>,
     },
     /// The client that opened its connection for a new session.
-    Session { to: ClientKey, session: Attached },
+    Session {
+        /// Its connection.
+        to: ClientKey,
+        /// Its session.
+        session: Attached,
+    },
     /// The connection of a session that has expired or was closed from elsewhere: it is dropped.
-    Dropped { to: ClientKey },
+    Dropped {
+        /// The connection.
+        to: ClientKey,
+    },
 }
 
 impl Answer {
     /// The connection that is told.
-    pub(crate) const fn to(&self) -> Option<ClientKey> {
+    pub const fn to(&self) -> Option<ClientKey> {
         match self {
             Self::Nobody => None,
             Self::Write { to, .. } | Self::Session { to, .. } | Self::Dropped { to } => Some(*to),
@@ -96,31 +110,34 @@ impl Answer {
 
 /// A session as its connection needs it.
 #[derive(Clone, Debug)]
-pub(crate) struct Attached {
-    pub(crate) session: SessionId,
-    pub(crate) timeout_ms: i32,
-    pub(crate) touch: Arc<Touch>,
+pub struct Attached {
+    /// Its id.
+    pub session: SessionId,
+    /// Its time-out in milliseconds.
+    pub timeout_ms: i32,
+    /// To be touched with each packet.
+    pub touch: Arc<Touch>,
 }
 
 /// When a session was last heard of, in milliseconds of the monotonic clock. The shard that holds the
 /// connection stores it with each packet; the replica core reads it when the session is due, so no
 /// message is needed per packet.
 #[derive(Debug, Default)]
-pub(crate) struct Touch(AtomicU64);
+pub struct Touch(AtomicU64);
 
 impl Touch {
     /// A session heard of at `now_ms`.
-    pub(crate) fn at(now_ms: u64) -> Self {
+    pub fn at(now_ms: u64) -> Self {
         Self(AtomicU64::new(now_ms))
     }
 
     /// The session was heard of at `now_ms`.
-    pub(crate) fn touch(&self, now_ms: u64) {
+    pub fn touch(&self, now_ms: u64) {
         self.0.store(now_ms, Ordering::Relaxed);
     }
 
     /// When it was last heard of.
-    pub(crate) fn last_ms(&self) -> u64 {
+    pub fn last_ms(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }

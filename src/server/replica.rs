@@ -1,0 +1,119 @@
+//! The replica core in its server: what it says goes to the shards, its tree to the snapshot thread.
+
+use std::task::{Context, Poll, Waker};
+
+use ringkeeper_member::{Core, Now};
+use ringkeeper_storage::Disk;
+
+use crate::clock;
+use crate::messages::{CoreMessage, ShardMessage};
+use crate::outbox::Outbox;
+use crate::snapshots::{SnapshotTaken, Snapshots};
+
+/// The replica core, and the server around it.
+pub(crate) struct Replica<D: Disk> {
+    pub(crate) core: Core<D>,
+    shards: Vec<Outbox<ShardMessage>>,
+    snapshots: Snapshots,
+    /// A snapshot that is written and not registered yet, and who waits for one.
+    taken: Option<SnapshotTaken>,
+    taken_waker: Option<Waker>,
+    shards_stopped: usize,
+}
+
+impl<D: Disk> Replica<D> {
+    /// `core` in a server with these shards.
+    pub(crate) const fn new(
+        core: Core<D>,
+        shards: Vec<Outbox<ShardMessage>>,
+        snapshots: Snapshots,
+    ) -> Self {
+        Self {
+            core,
+            shards,
+            snapshots,
+            taken: None,
+            taken_waker: None,
+            shards_stopped: 0,
+        }
+    }
+
+    /// Before anything else of a turn.
+    pub(crate) fn start_turn(&mut self) {
+        self.core.start_turn(now());
+    }
+
+    /// Takes one message.
+    pub(crate) fn hear(&mut self, message: CoreMessage) {
+        match message {
+            CoreMessage::Client(message) => self.core.hear(message),
+            CoreMessage::SnapshotTaken(taken) => self.snapshot_taken(taken),
+            // Who asked has gone when this fails.
+            CoreMessage::Report(to) => _ = to.send(self.core.report()),
+            CoreMessage::ResetStatistics => self.core.stats_mut().reset(),
+            CoreMessage::ShardStopped => self.shards_stopped += 1,
+        }
+    }
+
+    /// After a turn: what was said goes out, what is left behind is disposed of.
+    pub(crate) fn end_turn(&mut self) {
+        for notice in self.core.notices() {
+            if let Some(shard) = self.shards.get_mut(notice.shard() as usize) {
+                shard.send(ShardMessage::Notice(notice));
+            }
+        }
+        self.shards.iter_mut().for_each(Outbox::flush);
+        self.core.end_turn();
+        let mut since = self.core.stats_mut().since_snapshot;
+        self.snapshots
+            .start_if_due(self.core.published_tree(), &mut since);
+        self.core.stats_mut().since_snapshot = since;
+    }
+
+    fn snapshot_taken(&mut self, taken: Result<SnapshotTaken, String>) {
+        self.snapshots
+            .ended(taken.as_ref().ok().map(|taken| taken.info.bytes));
+        let stats = self.core.stats_mut();
+        match taken {
+            Ok(taken) => {
+                stats.snapshots_taken += 1;
+                stats.last_snapshot_ms = taken.ms;
+                self.taken = Some(taken);
+                if let Some(waker) = self.taken_waker.take() {
+                    waker.wake();
+                }
+            }
+            Err(error) => {
+                stats.snapshot_errors += 1;
+                tracing::error!(
+                    error,
+                    "snapshot failed; the log keeps everything until one succeeds"
+                );
+            }
+        }
+    }
+
+    /// A snapshot that has been written and is to be registered.
+    pub(crate) fn poll_taken(&mut self, context: &Context<'_>) -> Poll<SnapshotTaken> {
+        match self.taken.take() {
+            Some(taken) => Poll::Ready(taken),
+            None => {
+                self.taken_waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Whether every shard has stopped: nobody asks for anything any more.
+    pub(crate) fn shards_have_stopped(&self) -> bool {
+        self.shards_stopped == self.shards.len()
+    }
+}
+
+/// What the clocks say.
+pub(crate) fn now() -> Now {
+    Now {
+        monotonic_us: clock::monotonic_us(),
+        wall_ms: clock::wall_ms(),
+    }
+}
