@@ -8,11 +8,15 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use crate::peers::PeersConfig;
+
 /// The whole configuration of one server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// What every member of an ensemble must agree on.
     pub ensemble: EnsembleConfig,
+    /// The ensemble that this server is a member of; `None` for a standalone server.
+    pub peers: Option<PeersConfig>,
     /// Where data lies, and whether it may be created.
     pub files: FilesConfig,
     /// The client port and its connections.
@@ -484,6 +488,7 @@ impl Config {
     pub(crate) fn apache_defaults() -> Self {
         Self {
             ensemble: EnsembleConfig::default(),
+            peers: None,
             files: FilesConfig {
                 data_dir: PathBuf::new(),
                 log_dir: PathBuf::new(),

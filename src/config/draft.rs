@@ -1,6 +1,7 @@
 //! A configuration while its lines are read: [`Config`] with defaults, and what only makes sense together.
 
 use crate::config::{ClientAddress, Config, Host, LogConfig};
+use crate::peers::{self, Membership};
 use crate::raw::RawConfig;
 use crate::report::{Notice, Problem};
 
@@ -24,8 +25,44 @@ pub struct Draft {
     /// `txnLogSizeLimitInKb`; not positive for none.
     pub(crate) log_limit_kib: i64,
     pub(crate) standalone_enabled: bool,
+    /// What only a member of an ensemble needs.
+    pub(crate) peers: PeersDraft,
+    /// The ensemble, when there is one.
+    pub(crate) membership: Option<Membership>,
     /// `readonlymode.enabled`, which makes the word `isro` answered.
     pub(crate) read_only_mode: bool,
+}
+
+/// Keys that count for members of an ensemble only.
+#[derive(Clone, Debug)]
+pub(crate) struct PeersDraft {
+    pub(crate) init_limit: Option<u32>,
+    pub(crate) sync_limit: Option<u32>,
+    /// 0: as `init_limit`.
+    pub(crate) connect_limit: u32,
+    pub(crate) connect_timeout_ms: u32,
+    pub(crate) listen_on_all: bool,
+    pub(crate) several_addresses: bool,
+    /// `peerType`, once set.
+    pub(crate) observes: Option<bool>,
+    pub(crate) local_sessions: bool,
+    pub(crate) local_sessions_upgrade: bool,
+}
+
+impl Default for PeersDraft {
+    fn default() -> Self {
+        Self {
+            init_limit: None,
+            sync_limit: None,
+            connect_limit: 0,
+            connect_timeout_ms: 5000,
+            listen_on_all: false,
+            several_addresses: false,
+            observes: None,
+            local_sessions: false,
+            local_sessions_upgrade: false,
+        }
+    }
 }
 
 /// A segment is a multiple of this.
@@ -45,6 +82,8 @@ impl Draft {
             preallocate_kib: 65_536,
             log_limit_kib: -1,
             standalone_enabled: true,
+            peers: PeersDraft::default(),
+            membership: None,
             read_only_mode: false,
         }
     }
@@ -62,6 +101,13 @@ impl Draft {
         self.settle_frames();
         self.settle_weights(raw, notices);
         self.settle_segment(raw, notices);
+        if let Some(membership) = self.membership.take() {
+            let my_id = self.config.files.my_id;
+            match peers::settle(raw, my_id, membership, &self.peers, notices) {
+                Ok(peers) => self.config.peers = Some(peers),
+                Err(more) => problems.extend(more),
+            }
+        }
         if self.read_only_mode {
             // ZK: FourLetterCommands.isEnabled
             self.config.words.allow("isro");

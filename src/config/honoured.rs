@@ -474,7 +474,19 @@ pub(crate) const KEYS: &[Key] = &[
     ),
     membership(
         "server.*",
-        "A member; one alone makes a standalone server, and may give the client port to the server whose myid it names; several are refused until ensembles work",
+        "A member; one alone makes a standalone server, several an ensemble. The line that myid names may give this server its client port",
+    ),
+    membership(
+        "group.*",
+        "Servers of a group, as 1:2:3: a majority of the groups decides, each by a majority of its weight",
+    ),
+    membership(
+        "weight.*",
+        "Weight of a server within its group; 1 unless set",
+    ),
+    membership(
+        "version",
+        "Version of the membership, hexadecimal; in the dynamic file, which a reconfiguration writes",
     ),
     membership(
         "dynamicConfigFile",

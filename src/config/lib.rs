@@ -15,13 +15,17 @@
 mod config;
 mod draft;
 mod honoured;
+mod in_ensemble;
 mod members;
 mod no_effect;
+mod peers;
 mod properties;
 mod raw;
 mod refused;
 mod report;
 mod table;
+
+use no_effect::ENSEMBLE;
 
 pub use config::{
     AuthConfig, ClientAddress, ClientsConfig, Config, ConnectionThrottleConfig, ContainersConfig,
@@ -30,6 +34,7 @@ pub use config::{
 };
 pub use draft::Draft;
 pub use members::Beside;
+pub use peers::{MemberConfig, Membership, PeerAddress, PeersConfig};
 pub use properties::{MalformedEscape, Property, parse as parse_properties};
 pub use raw::{Entry, RawConfig};
 pub use report::{Notice, Origin, Problem, Problems, Weight};
@@ -53,8 +58,9 @@ impl Loaded {
         let mut draft = Draft::new();
         let mut notices = raw.notices();
         let mut problems = Vec::new();
+        let in_ensemble = members::make_ensemble(raw, beside);
         for entry in raw.entries() {
-            match read(entry, &mut draft) {
+            match read(entry, in_ensemble, &mut draft) {
                 Ok(notice) => notices.extend(notice),
                 Err(problem) => problems.push(problem),
             }
@@ -74,7 +80,7 @@ impl Loaded {
 }
 
 /// Reads one setting.
-fn read(entry: &Entry, draft: &mut Draft) -> Result<Option<Notice>, Problem> {
+fn read(entry: &Entry, in_ensemble: bool, draft: &mut Draft) -> Result<Option<Notice>, Problem> {
     let Entry {
         key: name,
         value,
@@ -109,6 +115,16 @@ fn read(entry: &Entry, draft: &mut Draft) -> Result<Option<Notice>, Problem> {
     })?;
     let notice = match (warning, &key.effect) {
         (Some(warning), _) => Some(Notice::warning(origin, format!("{name}: {warning}"))),
+        (None, Effect::NoEffect { reason, .. }) if in_ensemble && *reason == ENSEMBLE => {
+            let text = format!(
+                "{name} has no effect here: it is not implemented for members of an ensemble"
+            );
+            Some(Notice::warning(origin, text))
+        }
+        (None, Effect::InEnsemble(_)) if !in_ensemble => Some(Notice::info(
+            origin,
+            format!("{name} has no effect here: {ENSEMBLE}"),
+        )),
         (None, Effect::NoEffect { reason, .. }) => Some(Notice::info(
             origin,
             format!("{name} has no effect here: {reason}"),

@@ -1,12 +1,17 @@
-//! The `server.N` lines: whether they describe a standalone server, and which client port they give it.
+//! The `server.N`, `group.N` and `weight.N` lines: whether they describe a standalone server or an ensemble, and which client
+//! port they give this server.
 //!
 //! The rules are those of `QuorumPeerConfig.parseDynamicConfig`, `setupMyId` and `setupClientPort`: no line or one voter makes a
 //! standalone server (unless `standaloneEnabled=false`); the line that `myid` names may bring the client port.
 //!
-//! Invariant: what would be an ensemble is refused, so that a server never starts alone with data that others share.
+//! Invariant: what would be an ensemble with Apache's server is one here too, so that a server never starts alone with data
+//! that others share.
+
+use std::collections::BTreeMap;
 
 use crate::config::{ClientAddress, Host};
 use crate::draft::Draft;
+use crate::peers::{MemberConfig, Membership, PeerAddress};
 use crate::raw::{Entry, RawConfig};
 use crate::report::{Notice, Problem};
 
@@ -22,13 +27,28 @@ pub struct Beside {
     pub dynamic: Option<RawConfig>,
 }
 
-/// One `server.N` line, as far as a standalone server needs it.
+/// One `server.N` line.
 #[derive(Debug)]
 struct Member<'a> {
     entry: &'a Entry,
     id: i64,
-    votes: bool,
-    client: Option<ClientAddress>,
+    config: MemberConfig,
+}
+
+/// Whether the lines ask for an ensemble, right or wrong; [`settle`] says what is wrong.
+pub(crate) fn make_ensemble(raw: &RawConfig, beside: &Beside) -> bool {
+    let source = beside.dynamic.as_ref().unwrap_or(raw);
+    let servers = source
+        .entries()
+        .filter(|entry| entry.key.starts_with("server."));
+    let standalone = raw
+        .entry("standaloneEnabled")
+        .is_none_or(|entry| !entry.value.eq_ignore_ascii_case("false"));
+    match servers.count() {
+        0 => false,
+        1 => !standalone,
+        _ => true,
+    }
 }
 
 /// Reads `myid` and the members; fills the client port where they give it.
@@ -45,8 +65,11 @@ pub(crate) fn settle(
     }
     let source = beside.dynamic.as_ref().unwrap_or(raw);
     let members = members(source)?;
-    let voters: Vec<_> = members.iter().filter(|member| member.votes).collect();
-    let observer = members.iter().find(|member| !member.votes);
+    let voters: Vec<_> = members
+        .iter()
+        .filter(|member| member.config.votes)
+        .collect();
+    let observer = members.iter().find(|member| !member.config.votes);
     match (voters.as_slice(), observer) {
         ([], Some(observer)) => {
             return refuse(
@@ -55,36 +78,38 @@ pub(crate) fn settle(
                 FORM,
             );
         }
-        ([] | [_], None) if !draft.standalone_enabled => {
+        ([], None) if !draft.standalone_enabled => {
             return refuse(
                 &raw.at("standaloneEnabled"),
-                "standaloneEnabled=false asks for an ensemble, and this version runs standalone servers only",
-                "Remove the line to start a standalone server",
+                "standaloneEnabled=false asks for an ensemble, and there is no server line",
+                "Remove the line to start a standalone server, or name the members",
             );
         }
         ([], None) => return Ok(()),
-        ([voter], None) => {
+        ([voter], None) if draft.standalone_enabled => {
             let text = format!(
                 "{} is the only server, so this is a standalone server",
                 voter.entry.key
             );
             notices.push(Notice::info(&voter.entry.origin, text));
         }
-        ([_], Some(observer)) => {
+        ([_], Some(observer)) if draft.standalone_enabled => {
             return refuse(
                 &observer.entry.origin,
                 "one participant with observers is not a valid configuration",
                 FORM,
             );
         }
-        ([_, second, ..], _) => {
-            let what = format!(
-                "{} makes this an ensemble, and this version runs standalone servers only",
-                second.entry.key
-            );
-            let remedy = "Keep the members on Apache ZooKeeper for now, or leave one server line for a standalone server with \
-                          data of its own";
-            return refuse(&second.entry.origin, &what, remedy);
+        (few, _) => {
+            if few.len() == 2 {
+                let text = "two voters tolerate the failure of none; three tolerate one".to_owned();
+                notices.push(Notice::warning(
+                    &few.first()
+                        .map_or_else(|| raw.whole().clone(), |it| it.entry.origin.clone()),
+                    text,
+                ));
+            }
+            draft.membership = Some(membership(raw, source, beside, &members)?);
         }
     }
     let me = members.into_iter().find(|member| my_id == Some(member.id));
@@ -119,6 +144,7 @@ fn check_division(
     let is_member_key = |key: &str| {
         key.starts_with("server.") || key.starts_with("group") || key.starts_with("weight")
     };
+    let may_be_dynamic = |key: &str| is_member_key(key) || key == "version";
     let misplaced = raw
         .entries()
         .filter(|entry| is_member_key(&entry.key))
@@ -135,7 +161,7 @@ fn check_division(
         });
     let foreign = dynamic
         .entries()
-        .filter(|entry| !is_member_key(&entry.key))
+        .filter(|entry| !may_be_dynamic(&entry.key))
         .map(|entry| {
             let what = format!(
                 "{} does not belong into a dynamic configuration file",
@@ -144,7 +170,7 @@ fn check_division(
             Problem::new(
                 &entry.origin,
                 what,
-                "Keep server.N, group.N and weight.N lines in it and nothing else",
+                "Keep server.N, group.N, weight.N and version lines in it and nothing else",
             )
         });
     let problems: Vec<_> = misplaced.chain(foreign).collect();
@@ -153,6 +179,137 @@ fn check_division(
     } else {
         Err(problems)
     }
+}
+
+/// The ensemble that the lines describe.
+fn membership(
+    raw: &RawConfig,
+    source: &RawConfig,
+    beside: &Beside,
+    members: &[Member<'_>],
+) -> Result<Membership, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mut config = Membership::default();
+    for member in members {
+        match u64::try_from(member.id) {
+            Ok(id) => {
+                config.members.insert(id, member.config.clone());
+            }
+            Err(_) => problems.push(Problem::new(
+                &member.entry.origin,
+                format!("{} has a negative number", member.entry.key),
+                "Number the servers from 1",
+            )),
+        }
+    }
+    let mut group_of = BTreeMap::new();
+    let mut is_hierarchical = false;
+    for entry in source.entries() {
+        let (kind, number) = entry.key.split_once('.').unwrap_or((&entry.key, ""));
+        let outcome = match kind {
+            "group" => {
+                is_hierarchical = true;
+                read_group(number, &entry.value, &mut group_of)
+            }
+            "weight" => {
+                is_hierarchical = true;
+                read_weight(number, &entry.value, &mut config.weight_of)
+            }
+            _ => Ok(()),
+        };
+        if let Err(what) = outcome {
+            problems.push(Problem::new(
+                &entry.origin,
+                format!("{}={}: {what}", entry.key, entry.value),
+                "Write group.N=1:2:3 with the numbers of servers, weight.N=W with a weight of server N",
+            ));
+        }
+    }
+    // ZK: QuorumHierarchical as soon as there is a group or a weight.
+    if is_hierarchical {
+        for member in members.iter().filter(|member| member.config.votes) {
+            let id = u64::try_from(member.id).unwrap_or_default();
+            if !group_of.contains_key(&id) {
+                problems.push(Problem::new(
+                    &member.entry.origin,
+                    format!("{} is in no group", member.entry.key),
+                    "Name it in a group.N line, or remove all group and weight lines",
+                ));
+            }
+        }
+        let weight = |id| config.weight_of.get(id).copied().unwrap_or(1);
+        if problems.is_empty()
+            && !group_of
+                .keys()
+                .any(|id| config.members.contains_key(id) && weight(id) > 0)
+        {
+            problems.push(Problem::new(
+                raw.whole(),
+                "no group has any weight, so nothing could be decided",
+                "Give some server a weight.N of 1 or more",
+            ));
+        }
+        config.group_of = Some(group_of);
+    }
+    match read_version(raw, source, beside) {
+        Ok(version) => config.version = version,
+        Err(problem) => problems.push(problem),
+    }
+    if problems.is_empty() {
+        Ok(config)
+    } else {
+        Err(problems)
+    }
+}
+
+fn read_group(
+    number: &str,
+    servers: &str,
+    group_of: &mut BTreeMap<u64, u64>,
+) -> Result<(), String> {
+    let group = parse_number(number)?;
+    for server in servers.split(':') {
+        let server = parse_number(server)?;
+        if group_of.insert(server, group).is_some() {
+            return Err(format!("server {server} is in more than one group"));
+        }
+    }
+    Ok(())
+}
+
+fn read_weight(
+    number: &str,
+    weight: &str,
+    weight_of: &mut BTreeMap<u64, u64>,
+) -> Result<(), String> {
+    weight_of.insert(parse_number(number)?, parse_number(weight)?);
+    Ok(())
+}
+
+fn parse_number(text: &str) -> Result<u64, String> {
+    text.trim()
+        .parse()
+        .map_err(|_| format!("\"{text}\" is not a number"))
+}
+
+/// The version of the membership: a line of the dynamic file, or the end of its name, where Apache's
+/// servers put it when they write one (`zoo.cfg.dynamic.100000000`); 0 otherwise.
+fn read_version(raw: &RawConfig, source: &RawConfig, beside: &Beside) -> Result<u64, Problem> {
+    if let Some(entry) = source.entry("version") {
+        return u64::from_str_radix(&entry.value, 16).map_err(|_| {
+            Problem::new(
+                &entry.origin,
+                format!("version={}: it is not a hexadecimal number", entry.value),
+                "Correct it, or remove it for 0",
+            )
+        });
+    }
+    let named = beside.dynamic.as_ref();
+    let named = named.and_then(|_| raw.entry("dynamicConfigFile"));
+    let suffix = named.and_then(|entry| entry.value.rsplit_once(".dynamic."));
+    Ok(suffix
+        .and_then(|(_, version)| u64::from_str_radix(version, 16).ok())
+        .unwrap_or(0))
 }
 
 fn members(source: &RawConfig) -> Result<Vec<Member<'_>>, Vec<Problem>> {
@@ -195,17 +352,27 @@ fn parse_member<'a>(entry: &'a Entry, id: &str) -> Result<Member<'a>, String> {
         }
         _ => return Err("it has too many parts".to_owned()),
     };
-    let mut votes = true;
+    let mut role = None;
+    let mut found = Vec::new();
     for address in addresses.split('|') {
         let parts = host_and_ports(address)?;
-        let [_, peer_port, election_port, kind @ ..] = parts.as_slice() else {
+        let [host, quorum_port, election_port, kind @ ..] = parts.as_slice() else {
             return Err(format!("\"{address}\" is not of the form host:port:port"));
         };
-        for port in [peer_port, election_port] {
-            parse_port(port)?;
+        let address = PeerAddress {
+            host: (*host).to_owned(),
+            quorum_port: parse_port(quorum_port)?,
+            election_port: parse_port(election_port)?,
+        };
+        if address.quorum_port == address.election_port {
+            return Err(format!(
+                "port {} is given for both purposes",
+                address.election_port
+            ));
         }
-        votes = match kind {
-            [] => votes,
+        found.push(address);
+        let votes = match kind {
+            [] => continue,
             [kind] if kind.trim().eq_ignore_ascii_case("participant") => true,
             [kind] if kind.trim().eq_ignore_ascii_case("observer") => false,
             _ => {
@@ -215,12 +382,19 @@ fn parse_member<'a>(entry: &'a Entry, id: &str) -> Result<Member<'a>, String> {
                 ));
             }
         };
+        // ZK: "Multiple addresses should have similar roles".
+        if role.replace(votes).is_some_and(|before| before != votes) {
+            return Err("its addresses have different roles".to_owned());
+        }
     }
     Ok(Member {
         entry,
         id,
-        votes,
-        client,
+        config: MemberConfig {
+            votes: role.unwrap_or(true),
+            addresses: found,
+            client,
+        },
     })
 }
 
@@ -271,7 +445,7 @@ fn adopt_client_address(
     me: Member<'_>,
     draft: &mut Draft,
 ) -> Result<(), Vec<Problem>> {
-    let Some(from_line) = me.client else {
+    let Some(from_line) = me.config.client else {
         return Ok(());
     };
     if let Some(port) = draft.client_port {

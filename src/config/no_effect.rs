@@ -4,9 +4,8 @@
 
 use crate::table::{Effect, Key, Owner, Shape};
 
-const ENSEMBLE: &str = "only a member of an ensemble uses it, and this server is standalone";
-const LOCAL_SESSIONS: &str =
-    "a standalone server is the only one that could know a session, as with Apache's";
+pub(crate) const ENSEMBLE: &str =
+    "only a member of an ensemble uses it, and this server is standalone";
 const QUORUM_SASL: &str = "it counts only with quorum.auth.enableSasl, which is refused";
 const FLUSH: &str =
     "what arrives during one flush goes into the next, so waiting would only add latency";
@@ -27,46 +26,6 @@ const QUEUE: &str = "above the limit connections are not read, and are read agai
 
 /// Rows in the order of the documentation.
 pub(crate) const KEYS: &[Key] = &[
-    row(
-        "initLimit",
-        Owner::File,
-        "",
-        "Ticks in which a follower must connect and synchronize",
-        Shape::Int,
-        ENSEMBLE,
-    ),
-    row(
-        "syncLimit",
-        Owner::File,
-        "",
-        "Ticks that a follower may lag behind",
-        Shape::Int,
-        ENSEMBLE,
-    ),
-    row(
-        "connectToLearnerMasterLimit",
-        Owner::File,
-        "0",
-        "Ticks in which a learner must connect; 0 for initLimit",
-        Shape::Int,
-        ENSEMBLE,
-    ),
-    row(
-        "electionAlg",
-        Owner::File,
-        "3",
-        "Election algorithm, of which only 3 is left",
-        Shape::OneOf(&["3"]),
-        ENSEMBLE,
-    ),
-    row(
-        "peerType",
-        Owner::File,
-        "participant",
-        "Role of this server",
-        Shape::OneOf(&["participant", "observer"]),
-        ENSEMBLE,
-    ),
     row(
         "syncEnabled",
         Owner::File,
@@ -124,22 +83,6 @@ pub(crate) const KEYS: &[Key] = &[
         ENSEMBLE,
     ),
     row(
-        "quorumListenOnAllIPs",
-        Owner::File,
-        "false",
-        "Peers connect on every interface",
-        Shape::Bool,
-        ENSEMBLE,
-    ),
-    row(
-        "multiAddress.enabled",
-        Owner::Property,
-        "false",
-        "Servers have several addresses",
-        Shape::Bool,
-        ENSEMBLE,
-    ),
-    row(
         "multiAddress.reachabilityCheckEnabled",
         Owner::Property,
         "true",
@@ -153,46 +96,6 @@ pub(crate) const KEYS: &[Key] = &[
         "1000",
         "Milliseconds for that probe",
         Shape::Int,
-        ENSEMBLE,
-    ),
-    row(
-        "localSessionsEnabled",
-        Owner::File,
-        "false",
-        "Sessions known to one server of an ensemble only",
-        Shape::Bool,
-        LOCAL_SESSIONS,
-    ),
-    row(
-        "localSessionsUpgradingEnabled",
-        Owner::File,
-        "false",
-        "Local sessions become global ones when they need to",
-        Shape::Bool,
-        LOCAL_SESSIONS,
-    ),
-    row(
-        "group.*",
-        Owner::File,
-        "",
-        "Group of a hierarchical quorum",
-        Shape::Text,
-        ENSEMBLE,
-    ),
-    row(
-        "weight.*",
-        Owner::File,
-        "",
-        "Weight in a hierarchical quorum",
-        Shape::Text,
-        ENSEMBLE,
-    ),
-    row(
-        "version",
-        Owner::File,
-        "",
-        "Version of the membership",
-        Shape::Text,
         ENSEMBLE,
     ),
     row(
@@ -249,14 +152,6 @@ pub(crate) const KEYS: &[Key] = &[
         "0.33",
         "Share of a snapshot up to which learners are sent the log instead",
         Shape::Real,
-        ENSEMBLE,
-    ),
-    row(
-        "cnxTimeout",
-        Owner::Property,
-        "5000",
-        "Milliseconds to connect for an election",
-        Shape::Int,
         ENSEMBLE,
     ),
     row(

@@ -6,7 +6,7 @@
 //! - `docs/configuration.md` is this table; a test compares them.
 
 use crate::draft::Draft;
-use crate::{honoured, no_effect, refused};
+use crate::{honoured, in_ensemble, no_effect, refused};
 
 /// Largest Java `int`.
 pub(crate) const INT_MAX: i64 = i32::MAX as i64;
@@ -46,6 +46,8 @@ pub enum Owner {
 pub enum Effect {
     /// It does what Apache's documentation says, or what [`Key::about`] says.
     Honoured(Set),
+    /// The same, for members of an ensemble; a standalone server checks and logs it.
+    InEnsemble(Set),
     /// It describes the members of the ensemble, and is read as a part of all such keys.
     Membership,
     /// It is checked, logged, and changes nothing; the reason says why nothing is missing.
@@ -114,7 +116,7 @@ impl Key {
     /// Reads a value of this key and stores it; answers with what to log.
     pub(crate) fn apply(&self, draft: &mut Draft, value: &str) -> Result<Option<String>, String> {
         match &self.effect {
-            Effect::Honoured(set) => set.apply(self.owner, draft, value),
+            Effect::Honoured(set) | Effect::InEnsemble(set) => set.apply(self.owner, draft, value),
             Effect::NoEffect { shape, .. } => shape.check(self.owner, value).map(|()| None),
             Effect::Membership | Effect::Refused { .. } => Ok(None),
         }
@@ -198,6 +200,7 @@ impl Shape {
 pub fn keys() -> impl Iterator<Item = &'static Key> {
     honoured::KEYS
         .iter()
+        .chain(in_ensemble::KEYS)
         .chain(no_effect::KEYS)
         .chain(refused::KEYS)
 }

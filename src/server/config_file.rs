@@ -36,7 +36,15 @@ fn read(file: Option<&Path>, assignments: &[String]) -> Result<Loaded> {
         Some(directory) => read_my_id(&directory.join("myid"))?,
         None => None,
     };
-    Ok(Loaded::new(&raw, &Beside { my_id, dynamic })?)
+    let loaded = Loaded::new(&raw, &Beside { my_id, dynamic })?;
+    if let Some(peers) = &loaded.config.peers {
+        bail!(
+            "the server lines name an ensemble of {} members, and this version runs standalone servers only. Keep the \
+             members on Apache ZooKeeper for now, or leave one server line for a standalone server with data of its own",
+            peers.membership.members.len()
+        );
+    }
+    Ok(loaded)
 }
 
 fn parse(path: &Path) -> Result<RawConfig> {
@@ -110,6 +118,18 @@ mod tests {
         fs::write(&path, "clientPort=2181\nsslQuorum=true\n").unwrap();
         assert!(
             failure(&[]).contains("zoo.cfg:2: sslQuorum asks for TLS"),
+            "{}",
+            failure(&[])
+        );
+        let members = "server.1=a:1:2\nserver.2=b:1:2\nserver.3=c:1:2\ninitLimit=5\nsyncLimit=2\n";
+        let text = format!(
+            "dataDir={}\nclientPort=2181\n{members}",
+            directory.path().display()
+        );
+        fs::write(&path, text).unwrap();
+        fs::write(directory.path().join("myid"), "1\n").unwrap();
+        assert!(
+            failure(&[]).contains("an ensemble of 3 members"),
             "{}",
             failure(&[])
         );

@@ -429,14 +429,118 @@ mod members {
 
     const THREE: &str = "server.1=a:2888:3888\nserver.2=b:2888:3888\nserver.3=c:2888:3888\ninitLimit=5\nsyncLimit=2";
 
-    #[test]
-    fn an_ensemble_is_refused_whatever_myid_says() {
-        refused(THREE, "zoo.cfg:2: server.2 makes this an ensemble");
+    fn member(id: &str, text: &str) -> Result<Loaded, Vec<String>> {
         let beside = Beside {
-            my_id: Some("1".to_owned()),
+            my_id: Some(id.to_owned()),
             dynamic: None,
         };
-        assert!(load_beside(&minimal(THREE), &beside).is_err());
+        load_beside(&minimal(text), &beside)
+    }
+
+    #[test]
+    fn three_voters_are_an_ensemble_of_which_myid_names_one() {
+        let peers = member("2", THREE).unwrap().config.peers.unwrap();
+        assert_eq!((peers.id, peers.init_limit, peers.sync_limit), (2, 5, 2));
+        assert_eq!((peers.connect_limit, peers.connect_timeout_ms), (5, 5000));
+        assert!(!peers.listen_on_all && !peers.several_addresses && !peers.local_sessions);
+        assert_eq!(peers.membership.members.len(), 3);
+        // As QuorumMaj.toString has it.
+        assert_eq!(
+            peers.membership.text(),
+            "server.1=a:2888:3888:participant\nserver.2=b:2888:3888:participant\n\
+             server.3=c:2888:3888:participant\nversion=0"
+        );
+    }
+
+    #[test]
+    fn a_member_needs_its_number_and_its_limits() {
+        refused(THREE, "zoo.cfg:6: there is no file myid in dataDir");
+        let problems = member("4", THREE).unwrap_err();
+        assert!(
+            problems[0].contains("there is no line server.4"),
+            "{problems:?}"
+        );
+        let problems = member("1", "server.1=a:1:2\nserver.2=b:1:2\nserver.3=c:1:2").unwrap_err();
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems[1].contains("syncLimit is not set"), "{problems:?}");
+        let problems = member("-1", THREE).unwrap_err();
+        assert!(
+            problems[0].contains("there is no file myid"),
+            "{problems:?}"
+        );
+    }
+
+    #[test]
+    fn every_form_of_a_line_is_read() {
+        let text = "server.1=a:1:2:PARTICIPANT;2181\nserver.2=[::1]:1:2|b:3:4;[::1]:2182\n\
+                    server.3=c:1:2:observer\nserver.10=d:1:2\ninitLimit=5\nsyncLimit=2\n\
+                    multiAddress.enabled=true\nconnectToLearnerMasterLimit=7\ncnxTimeout=300\n\
+                    quorumListenOnAllIPs=true\nlocalSessionsEnabled=true\nelectionAlg=3\n\
+                    localSessionsUpgradingEnabled=true\npeerType=observer";
+        let loaded = member("3", text).unwrap();
+        assert_eq!(loaded.notices, []);
+        let peers = loaded.config.peers.unwrap();
+        assert_eq!((peers.connect_limit, peers.connect_timeout_ms), (7, 300));
+        assert!(peers.listen_on_all && peers.several_addresses);
+        assert!(peers.local_sessions && peers.local_sessions_upgrade);
+        assert_eq!(
+            peers.membership.text(),
+            "server.1=a:1:2:participant;0.0.0.0:2181\n\
+             server.2=[::1]:1:2|b:3:4:participant;[::1]:2182\n\
+             server.3=c:1:2:observer\nserver.10=d:1:2:participant\nversion=0"
+        );
+        let at = &peers.membership.members[&2].addresses[1];
+        assert_eq!(
+            (at.host.as_str(), at.quorum_port, at.election_port),
+            ("b", 3, 4)
+        );
+        assert!(!peers.membership.members[&3].votes);
+    }
+
+    #[test]
+    fn groups_and_weights_make_a_hierarchy() {
+        let groups = format!("{THREE}\ngroup.1=1:2\ngroup.2=3\nweight.2=4");
+        let membership = member("1", &groups)
+            .unwrap()
+            .config
+            .peers
+            .unwrap()
+            .membership;
+        assert!(
+            membership
+                .text()
+                .ends_with("group.1=1:2\ngroup.2=3\nweight.1=1\nweight.2=4\nweight.3=1\nversion=0")
+        );
+        for (rest, expect) in [
+            ("group.1=1:2", "server.3 is in no group"),
+            (
+                "group.1=1:2:3\ngroup.2=3",
+                "server 3 is in more than one group",
+            ),
+            ("group.1=1:2:x", "\"x\" is not a number"),
+            ("group.x=1:2:3", "\"x\" is not a number"),
+            (
+                "group.1=1:2:3\nweight.1=0\nweight.2=0\nweight.3=0",
+                "no group has any weight",
+            ),
+            ("weight.1=2", "server.1 is in no group"),
+        ] {
+            let problems = member("1", &format!("{THREE}\n{rest}")).unwrap_err();
+            assert!(problems[0].contains(expect), "{rest}: {problems:?}");
+        }
+    }
+
+    #[test]
+    fn what_members_do_not_have_yet_is_a_warning() {
+        let loaded = member("1", &format!("{THREE}\nleaderServes=no")).unwrap();
+        let notice = &loaded.notices[0];
+        assert_eq!(notice.weight, Weight::Warning);
+        assert!(
+            notice.to_string().contains("not implemented for members"),
+            "{notice}"
+        );
+        let loaded = member("1", &format!("{THREE}\npeerType=observer")).unwrap();
+        assert!(loaded.notices[0].to_string().contains("which counts"));
     }
 
     #[test]
@@ -453,10 +557,10 @@ mod members {
 
     #[test]
     fn without_standalone_mode_one_server_is_an_ensemble_too() {
-        refused(
-            "server.1=a:1:2\nstandaloneEnabled=false",
-            "zoo.cfg:2: standaloneEnabled=false asks for an ensemble",
-        );
+        let alone = "server.1=a:1:2\nstandaloneEnabled=false\ninitLimit=5\nsyncLimit=2";
+        let peers = member("1", alone).unwrap().config.peers.unwrap();
+        assert_eq!(peers.membership.members.len(), 1);
+        assert!(member("1", &format!("{alone}\nserver.2=b:1:2:observer")).is_ok());
         refused(
             "standaloneEnabled=false",
             "zoo.cfg:1: standaloneEnabled=false asks for an ensemble",
@@ -503,6 +607,11 @@ mod members {
             ("server.1=a:1:2;3;4", "a secure client port asks for TLS"),
             ("server.1=a:1:2;c:3:4", "\"c:3:4\" is neither port nor"),
             ("server.1=[::1:1:2", "has a [ without its ]"),
+            ("server.1=a:1:1", "port 1 is given for both purposes"),
+            (
+                "server.1=a:1:2:observer|b:1:2:participant",
+                "its addresses have different roles",
+            ),
         ] {
             let problems = load(&minimal(line)).unwrap_err();
             assert!(
@@ -520,16 +629,29 @@ mod members {
         };
         let text = minimal("dynamicConfigFile=zoo.cfg.dynamic");
         assert!(load_beside(&text, &beside("server.1=a:1:2")).is_ok());
-        let problems = load_beside(&text, &beside("server.1=a:1:2\nserver.2=b:1:2")).unwrap_err();
+        let problems = load_beside(&text, &beside("tickTime=1")).unwrap_err();
         assert!(
-            problems[0].starts_with("zoo.cfg.dynamic:2: server.2 makes this an ensemble"),
+            problems[0].starts_with("zoo.cfg.dynamic:1: tickTime does not belong"),
             "{problems:?}"
         );
-        let problems = load_beside(&text, &beside("version=1")).unwrap_err();
-        assert!(
-            problems[0].starts_with("zoo.cfg.dynamic:1: version does not belong"),
-            "{problems:?}"
+        let version = |name: &str, rest: &str| {
+            let text = minimal(&format!(
+                "dynamicConfigFile={name}\ninitLimit=5\nsyncLimit=2"
+            ));
+            let lines = format!("server.1=a:1:2\nserver.2=b:1:2\n{rest}");
+            let beside = Beside {
+                my_id: Some("1".to_owned()),
+                ..beside(&lines)
+            };
+            load_beside(&text, &beside).map(|it| it.config.peers.unwrap().membership.version)
+        };
+        assert_eq!(version("zoo.cfg.dynamic", "").unwrap(), 0);
+        assert_eq!(
+            version("zoo.cfg.dynamic.10000000a", "").unwrap(),
+            0x1_0000_000a
         );
+        assert_eq!(version("zoo.cfg.dynamic", "version=1f").unwrap(), 0x1f);
+        assert!(version("zoo.cfg.dynamic", "version=x").is_err());
         let text = minimal("dynamicConfigFile=zoo.cfg.dynamic\nserver.1=a:1:2\ngroup.1=1");
         assert_eq!(load_beside(&text, &beside("")).unwrap_err().len(), 2);
     }

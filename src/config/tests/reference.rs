@@ -41,9 +41,15 @@ fn tables() -> String {
         let takes = match &key.effect {
             Effect::Honoured(set) => set.takes(),
             Effect::Membership => "see below".to_owned(),
-            Effect::NoEffect { .. } | Effect::Refused { .. } => continue,
+            Effect::InEnsemble(_) | Effect::NoEffect { .. } | Effect::Refused { .. } => continue,
         };
         row(&mut text, &[&name(key), &takes, &default(key), key.about]);
+    }
+    text.push_str("\n### Keys that count in an ensemble\n\n| key | takes | default | what it does |\n|---|---|---|---|\n");
+    for key in keys() {
+        if let Effect::InEnsemble(set) = &key.effect {
+            row(&mut text, &[&name(key), &set.takes(), &default(key), key.about]);
+        }
     }
     text.push_str("\n### Keys without effect here\n\n| key | default | what it does in Apache | why nothing is missing |\n|---|---|---|---|\n");
     for key in keys() {

@@ -1,0 +1,136 @@
+//! The keys that count for members of an ensemble only. A standalone server checks and logs them.
+
+use crate::draft::Draft;
+use crate::table::{Effect, INT_MAX, INT_MIN, Key, Owner, Set};
+
+/// Rows in the order of the documentation.
+pub(crate) const KEYS: &[Key] = &[
+    int(
+        "initLimit",
+        Owner::File,
+        "",
+        "Ticks in which a follower must connect and synchronize",
+        |draft, value| draft.peers.init_limit = u32::try_from(value).ok(),
+    ),
+    int(
+        "syncLimit",
+        Owner::File,
+        "",
+        "Ticks that a peer may be silent, and a proposal unacknowledged",
+        |draft, value| draft.peers.sync_limit = u32::try_from(value).ok(),
+    ),
+    int(
+        "connectToLearnerMasterLimit",
+        Owner::File,
+        "0",
+        "Ticks in which a learner must reach its leader; 0 for initLimit",
+        |draft, value| draft.peers.connect_limit = u32::try_from(value).unwrap_or(0),
+    ),
+    Key {
+        name: "electionAlg",
+        owner: Owner::File,
+        default: "3",
+        about: "Election algorithm, of which only 3 is left",
+        effect: Effect::InEnsemble(Set::Text {
+            takes: "3",
+            store: |_, value| match value {
+                "3" => Ok(None),
+                _ => Err("it must be 3".to_owned()),
+            },
+        }),
+    },
+    Key {
+        name: "peerType",
+        owner: Owner::File,
+        default: "",
+        about: "Role of this server; its line counts where they differ",
+        effect: Effect::InEnsemble(Set::Text {
+            takes: "participant, observer",
+            store: peer_type,
+        }),
+    },
+    int(
+        "cnxTimeout",
+        Owner::Property,
+        "5000",
+        "Milliseconds for a peer to answer an attempt to connect",
+        |draft, value| {
+            let value = u32::try_from(value).ok().filter(|value| *value > 0);
+            draft.peers.connect_timeout_ms = value.unwrap_or(5000);
+        },
+    ),
+    boolean(
+        "quorumListenOnAllIPs",
+        Owner::File,
+        "false",
+        "Peers are awaited on every interface, and not only at the own addresses",
+        |draft, value| draft.peers.listen_on_all = value,
+    ),
+    boolean(
+        "multiAddress.enabled",
+        Owner::Property,
+        "false",
+        "Members may have several addresses; servers older than 3.6 do not understand them",
+        |draft, value| draft.peers.several_addresses = value,
+    ),
+    boolean(
+        "localSessionsEnabled",
+        Owner::File,
+        "false",
+        "Sessions are known to one server only until they need more",
+        |draft, value| draft.peers.local_sessions = value,
+    ),
+    boolean(
+        "localSessionsUpgradingEnabled",
+        Owner::File,
+        "false",
+        "Local sessions become global ones when they need to",
+        |draft, value| draft.peers.local_sessions_upgrade = value,
+    ),
+];
+
+fn peer_type(draft: &mut Draft, value: &str) -> Result<Option<String>, String> {
+    // ZK: QuorumPeerConfig.parseProperties, in any case.
+    draft.peers.observes = Some(match value.to_ascii_lowercase().as_str() {
+        "participant" => false,
+        "observer" => true,
+        _ => return Err("it must be participant or observer".to_owned()),
+    });
+    Ok(None)
+}
+
+const fn int(
+    name: &'static str,
+    owner: Owner,
+    default: &'static str,
+    about: &'static str,
+    store: fn(&mut Draft, i64),
+) -> Key {
+    Key {
+        name,
+        owner,
+        default,
+        about,
+        effect: Effect::InEnsemble(Set::Int {
+            min: INT_MIN,
+            max: INT_MAX,
+            store,
+        }),
+    }
+}
+
+const fn boolean(
+    name: &'static str,
+    owner: Owner,
+    default: &'static str,
+    about: &'static str,
+    store: fn(&mut Draft, bool),
+) -> Key {
+    Key {
+        name,
+        owner,
+        default,
+        about,
+        effect: Effect::InEnsemble(Set::Bool(store)),
+    }
+}

@@ -1,0 +1,197 @@
+//! The ensemble that a server is a member of, and what only its members need.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use crate::config::ClientAddress;
+use crate::draft::PeersDraft;
+use crate::raw::RawConfig;
+use crate::report::{Notice, Problem};
+
+/// A member's view of its ensemble.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeersConfig {
+    /// This server (`myid`), one of the members.
+    pub id: u64,
+    /// Who belongs to it.
+    pub membership: Membership,
+    /// `initLimit`: ticks in which a learner must connect and synchronize.
+    pub init_limit: u32,
+    /// `syncLimit`: ticks that a peer may be silent, and a proposal unacknowledged.
+    pub sync_limit: u32,
+    /// `connectToLearnerMasterLimit`: ticks in which a learner must reach its leader; `init_limit` unless set.
+    pub connect_limit: u32,
+    /// `cnxTimeout`: milliseconds for a peer to answer an attempt to connect.
+    pub connect_timeout_ms: u32,
+    /// `quorumListenOnAllIPs`: the ports for peers are on every interface, not only those of the own addresses.
+    pub listen_on_all: bool,
+    /// `multiAddress.enabled`: a member may have several addresses, and tells peers all of them.
+    pub several_addresses: bool,
+    /// `localSessionsEnabled`: sessions are known to one server only until they need more.
+    pub local_sessions: bool,
+    /// `localSessionsUpgradingEnabled`: they become global ones then.
+    pub local_sessions_upgrade: bool,
+}
+
+/// The members of an ensemble and how they decide.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    /// The members by number.
+    pub members: BTreeMap<u64, MemberConfig>,
+    /// `group.N`: the group of each server; `None` where a plain majority decides.
+    pub group_of: Option<BTreeMap<u64, u64>>,
+    /// `weight.N`: weights other than 1, of use with groups only.
+    pub weight_of: BTreeMap<u64, u64>,
+    /// `version`: the zxid that established it; 0 for one that an operator wrote.
+    pub version: u64,
+}
+
+/// One member (`server.N`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberConfig {
+    /// Whether it is a participant; observers are not.
+    pub votes: bool,
+    /// Where its peers reach it; several for one machine in several networks.
+    pub addresses: Vec<PeerAddress>,
+    /// Where its clients reach it, if the line says so.
+    pub client: Option<ClientAddress>,
+}
+
+/// One address of a member.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PeerAddress {
+    /// An address (without brackets) or a name.
+    pub host: String,
+    /// Where it listens for learners.
+    pub quorum_port: u16,
+    /// Where it listens for elections.
+    pub election_port: u16,
+}
+
+impl Membership {
+    /// The text by which servers compare their configurations, as `QuorumVerifier.toString` has it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for (id, member) in &self.members {
+            let _ = writeln!(text, "server.{id}={}", member.text());
+        }
+        if let Some(group_of) = &self.group_of {
+            let mut groups: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+            for (server, group) in group_of {
+                groups.entry(*group).or_default().push(server.to_string());
+            }
+            for (group, servers) in groups {
+                let _ = writeln!(text, "group.{group}={}", servers.join(":"));
+            }
+            let voters = self.members.iter().filter(|(_, member)| member.votes);
+            let mut weights: BTreeMap<_, _> = voters.map(|(id, _)| (*id, 1)).collect();
+            weights.extend(&self.weight_of);
+            for (server, weight) in weights {
+                let _ = writeln!(text, "weight.{server}={weight}");
+            }
+        }
+        let _ = write!(text, "version={:x}", self.version);
+        text
+    }
+}
+
+impl MemberConfig {
+    fn text(&self) -> String {
+        let mut addresses = self.addresses.clone();
+        addresses.sort();
+        let addresses: Vec<_> = addresses.iter().map(PeerAddress::text).collect();
+        let role = if self.votes {
+            "participant"
+        } else {
+            "observer"
+        };
+        let client = self.client.as_ref();
+        let client = client.map_or_else(String::new, |client| format!(";{client}"));
+        format!("{}:{role}{client}", addresses.join("|"))
+    }
+}
+
+impl PeerAddress {
+    fn text(&self) -> String {
+        let Self {
+            host,
+            quorum_port,
+            election_port,
+        } = self;
+        match host.contains(':') {
+            true => format!("[{host}]:{quorum_port}:{election_port}"),
+            false => format!("{host}:{quorum_port}:{election_port}"),
+        }
+    }
+}
+
+/// Settles what a member needs beside the membership.
+pub(crate) fn settle(
+    raw: &RawConfig,
+    my_id: Option<i64>,
+    membership: Membership,
+    draft: &PeersDraft,
+    notices: &mut Vec<Notice>,
+) -> Result<PeersConfig, Vec<Problem>> {
+    let mut problems = Vec::new();
+    // ZK: QuorumPeerConfig.checkValidity
+    let mut limit = |key: &str, value: Option<u32>| {
+        value.filter(|ticks| *ticks > 0).unwrap_or_else(|| {
+            let what = format!("{key} is not set, and a member of an ensemble needs it");
+            let remedy = format!("Write {key}=5, or what the other members have");
+            problems.push(Problem::new(&raw.at(key), what, remedy));
+            0
+        })
+    };
+    let init_limit = limit("initLimit", draft.init_limit);
+    let sync_limit = limit("syncLimit", draft.sync_limit);
+    let id = my_id.and_then(|id| u64::try_from(id).ok());
+    match id.map(|id| (id, membership.members.get(&id))) {
+        None => problems.push(Problem::new(
+            &raw.at("dataDir"),
+            "there is no file myid in dataDir, and a member of an ensemble needs it",
+            "Write the N of this server's server.N line into it",
+        )),
+        Some((id, None)) => problems.push(Problem::new(
+            &raw.at("dataDir"),
+            format!("the file myid in dataDir says {id}, and there is no line server.{id}"),
+            "Correct the file, or add the line at every member",
+        )),
+        Some((_, Some(member))) if draft.observes.is_some_and(|it| it == member.votes) => {
+            let text = "peerType differs from the role in this server's line, which counts";
+            notices.push(Notice::warning(&raw.at("peerType"), text.to_owned()));
+        }
+        Some(_) => {}
+    }
+    if !draft.several_addresses {
+        let several = membership.members.iter();
+        let several = several.filter(|(_, member)| member.addresses.len() > 1);
+        for (id, _) in several {
+            let key = format!("server.{id}");
+            problems.push(Problem::new(
+                &raw.at(&key),
+                format!("{key} has several addresses, and multiAddress.enabled is not set"),
+                "Write multiAddress.enabled=true at every member, or keep one address",
+            ));
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(PeersConfig {
+            id: id.unwrap_or_default(),
+            membership,
+            init_limit,
+            sync_limit,
+            connect_limit: match draft.connect_limit {
+                0 => init_limit,
+                limit => limit,
+            },
+            connect_timeout_ms: draft.connect_timeout_ms,
+            listen_on_all: draft.listen_on_all,
+            several_addresses: draft.several_addresses,
+            local_sessions: draft.local_sessions,
+            local_sessions_upgrade: draft.local_sessions_upgrade,
+        }),
+        false => Err(problems),
+    }
+}
