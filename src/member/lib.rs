@@ -21,6 +21,6 @@ pub use crate::core::{Core, CoreParts, WRITES_IN_FLIGHT_MAX};
 pub use crate::core_report::{CoreReport, CoreStats, Metric};
 pub use crate::messages::{ClientMessage, ClientNotice, Now, WriteMessage};
 pub use crate::publication::{Answer, Attached, ClientKey, Publication, ShardSet, Step, Touch};
-pub use crate::replay::{ReplayError, Replayed, replay};
+pub use crate::replay::{Replay, ReplayError, Replayed, replay};
 pub use crate::sessions::Sessions;
 pub use crate::settings::Settings;

@@ -1,19 +1,24 @@
 //! From what storage found to the tree: the newest snapshot that can be read, then the log after it.
 
+use std::panic::resume_unwind;
+use std::sync::mpsc::sync_channel;
 use std::time::Instant;
-use std::{fs, io};
+use std::{fs, io, thread};
 
 use anyhow::{Context as _, anyhow};
-use ringkeeper_member::{Replayed, replay};
+use ringkeeper_member::{Replay, Replayed, Settings};
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{
-    Dirs, Disk, DmaDisk, LogOptions, OpenError, Opened, Recovered, Store, TxnLog, probe,
+    Dirs, Disk, DmaDisk, LiveRecords, LogOptions, OpenError, Opened, Recovered, Store, TxnLog,
+    probe,
 };
 use ringkeeper_tree::Tree;
 
 use crate::fatal::Reason;
-use crate::snapshots;
-use ringkeeper_member::Settings;
+use crate::{snapshots, threads};
+
+/// Batches of the log that may be read ahead of the thread that applies them.
+const BATCHES_AHEAD: usize = 8;
 
 /// The file in dataDir that says that an empty database is meant (`db.autocreate=false`).
 const INITIALIZE: &str = "initialize";
@@ -99,9 +104,9 @@ pub(crate) async fn load<D: Disk>(
     cpus: &[usize],
 ) -> anyhow::Result<Tree> {
     let started = Instant::now();
-    let mut tree = newest_snapshot(store, recovered, cpus)?;
+    let tree = newest_snapshot(store, recovered, cpus)?;
     let (from, snapshot_ms) = (tree.zxid(), started.elapsed().as_millis());
-    let Replayed { count, .. } = replay(log, &mut tree, Zxid(u64::MAX))
+    let (tree, Replayed { count, .. }) = replay(log, tree, cpus)
         .await
         .with_context(|| format!("replay the log at {}", store.snapshot_dir().display()))?;
     if tree.zxid() > recovered.last_zxid {
@@ -134,5 +139,71 @@ fn newest_snapshot<D: Disk>(
     match failure {
         Some(error) => Err(error.context("none of the snapshots can be read")),
         None => Ok(Tree::new()),
+    }
+}
+
+/// Applies what the log holds after `tree`. Records are read here and applied by a thread of their own,
+/// on any of `cpus`.
+async fn replay<D: Disk>(
+    log: &TxnLog<D>,
+    tree: Tree,
+    cpus: &[usize],
+) -> anyhow::Result<(Tree, Replayed)> {
+    let mut reader = log.read_from(tree.zxid())?;
+    let (records, wait_records) = sync_channel::<RecordBatch>(BATCHES_AHEAD);
+    let cpus = cpus.to_vec();
+    let applying = thread::Builder::new()
+        .name("replay".into())
+        .spawn(move || {
+            threads::run_on(&cpus);
+            let mut replay = Replay::new(tree, Zxid(u64::MAX));
+            for batch in wait_records {
+                batch.replay(&mut replay)?;
+            }
+            anyhow::Ok(replay.finish()?)
+        })
+        .context("start the thread that replays the log")?;
+    while let Some(batch) = reader.next_batch().await? {
+        // Waiting holds up this executor, which has nothing else to do yet. Nobody takes the batch any
+        // more when an earlier one was bad.
+        if records.send(RecordBatch::copy(batch)).is_err() {
+            break;
+        }
+    }
+    reader.close().await;
+    drop(records);
+    match applying.join() {
+        Ok(replayed) => replayed,
+        Err(panic) => resume_unwind(panic),
+    }
+}
+
+/// The records of a batch on their way to another thread.
+struct RecordBatch {
+    bytes: Vec<u8>,
+    /// Each record's zxid, and where it ends.
+    ends: Vec<(Zxid, usize)>,
+}
+
+impl RecordBatch {
+    fn copy(records: LiveRecords<'_>) -> Self {
+        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        for (zxid, record) in records {
+            bytes.extend_from_slice(record);
+            ends.push((zxid, bytes.len()));
+        }
+        Self { bytes, ends }
+    }
+
+    fn replay(&self, replay: &mut Replay) -> anyhow::Result<()> {
+        let mut start = 0;
+        for &(zxid, end) in &self.ends {
+            let record = self.bytes.get(start..end).unwrap_or_default();
+            replay
+                .record(zxid, record)
+                .with_context(|| format!("the record of {zxid} is not what was logged"))?;
+            start = end;
+        }
+        Ok(())
     }
 }

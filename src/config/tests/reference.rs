@@ -48,7 +48,10 @@ fn tables() -> String {
     text.push_str("\n### Keys that count in an ensemble\n\n| key | takes | default | what it does |\n|---|---|---|---|\n");
     for key in keys() {
         if let Effect::InEnsemble(set) = &key.effect {
-            row(&mut text, &[&name(key), &set.takes(), &default(key), key.about]);
+            row(
+                &mut text,
+                &[&name(key), &set.takes(), &default(key), key.about],
+            );
         }
     }
     text.push_str("\n### Keys without effect here\n\n| key | default | what it does in Apache | why nothing is missing |\n|---|---|---|---|\n");
