@@ -6,15 +6,11 @@ use clap::Args;
 
 use crate::exit::Exit;
 use crate::filter::Filter;
-use crate::finding::Finding;
 use crate::input::Input;
 use crate::output::Output;
-use crate::own_log;
-use crate::own_records::{self, Damaged};
-use crate::progress::bytes_bar;
 use crate::record::RecordAt;
+use crate::records;
 use crate::render::Decoded;
-use crate::segment_scan::Depth;
 
 /// Show transactions, one on a line; decodes as much as it can of a damaged log
 #[derive(Args, Debug)]
@@ -32,15 +28,8 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
-    let dir = options.input.open()?;
-    let bar = bytes_bar("read", 0, true);
-    let log = dir.read_log(Depth::Headers, own_log::default_threads(), &bar)?;
-    let mut damage: Vec<Finding> = log.findings.clone();
-    damage.retain(|finding| finding.severity == crate::finding::Severity::Damage);
-    let mut tell = |finding: Finding| damage.push(finding);
-    let damaged = Damaged::Tell(&mut tell);
     let mut undecodable = 0_u64;
-    own_records::for_each(&log, options.filter.span(), damaged, &mut |record| {
+    let damage = records::for_each(&options.input, options.filter.span(), &mut |record| {
         if !record.is_void || options.void {
             undecodable += u64::from(!show(record, options, out)?);
         }

@@ -9,11 +9,10 @@ use clap::Args;
 use ringkeeper_storage::FOLDER;
 use ringkeeper_storage::offline::{FileName, MANIFEST_MAGIC, SEGMENT_MAGIC, SNAPSHOT_MAGIC};
 
+use crate::apache_dir::{APACHE_FOLDER, ApacheDir};
+use crate::apache_log::name_zxid;
 use crate::exit::Failure;
 use crate::own_dir::{OwnDir, configured, folder_of};
-
-/// Apache ZooKeeper's folder in a data directory.
-const APACHE_FOLDER: &str = "version-2";
 
 /// What to read.
 #[derive(Args, Clone, Debug)]
@@ -36,6 +35,15 @@ pub(crate) enum Format {
     Own,
     /// Apache ZooKeeper's
     Apache,
+}
+
+/// What was opened.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// Ringkeeper's.
+    Own(Box<OwnDir>),
+    /// Apache ZooKeeper's.
+    Apache(ApacheDir),
 }
 
 /// What a path is.
@@ -143,7 +151,8 @@ fn kind_of_file(path: &Path) -> io::Result<Kind> {
         .file_name()
         .map(|name| name.to_string_lossy().into_owned());
     let by_name = name.as_deref().and_then(FileName::parse);
-    let is_snapshot_name = name.is_some_and(|name| name.starts_with("snapshot."));
+    let is_snapshot_name = name_zxid(path, "snapshot.").is_some();
+    let is_log_name = name_zxid(path, "log.").is_some();
     Ok(match start.get(..4) {
         None if start.is_empty() => Kind::EmptyFile,
         Some(magic) if magic == SEGMENT_MAGIC => Kind::OwnSegment,
@@ -160,6 +169,8 @@ fn kind_of_file(path: &Path) -> io::Result<Kind> {
             Some(FileName::Log(_)) => Kind::OwnSegment,
             Some(FileName::Snapshot(_)) => Kind::OwnSnapshot,
             Some(FileName::Manifest) => Kind::OwnManifest,
+            _ if is_log_name => Kind::ApacheLog,
+            _ if is_snapshot_name => Kind::ApacheSnapshot,
             _ => Kind::OtherFile,
         },
     })
@@ -175,29 +186,38 @@ impl Input {
         }
     }
 
-    /// Opens what the paths name, as own files.
+    /// Opens what the paths name.
     ///
     /// # Errors
     /// When something is missing, or they are not of one kind.
-    pub(crate) fn open(&self) -> anyhow::Result<OwnDir> {
-        let mut segments = Vec::new();
-        let mut snapshots = Vec::new();
+    pub(crate) fn open(&self) -> anyhow::Result<Source> {
+        let mut files: [Vec<PathBuf>; 4] = Default::default();
+        let [segments, snapshots, apache_logs, apache_snapshots] = &mut files;
         for path in &self.paths {
-            match kind_of(path)? {
-                Kind::OwnDir | Kind::BothDir if self.paths.len() > 1 => {
-                    return Err(Failure::usage("name one data directory, or files"));
+            let kind = kind_of(path)?;
+            let is_dir = matches!(kind, Kind::OwnDir | Kind::ApacheDir | Kind::BothDir);
+            if is_dir && self.paths.len() > 1 {
+                return Err(Failure::usage("name one data directory, or files"));
+            }
+            match (kind, self.format) {
+                (Kind::OwnDir, _) | (Kind::BothDir, Some(Format::Own)) => {
+                    return Ok(Source::Own(Box::new(self.open_own(path)?)));
                 }
-                Kind::OwnDir => return self.open_own(path),
-                Kind::BothDir if self.format == Some(Format::Own) => return self.open_own(path),
-                Kind::BothDir => {
+                (Kind::ApacheDir, _) | (Kind::BothDir, Some(Format::Apache)) => {
+                    let log = self.log_dir.as_deref().unwrap_or(path);
+                    return Ok(Source::Apache(ApacheDir::open(path, log)?));
+                }
+                (Kind::BothDir, None) => {
                     return Err(Failure::usage(format!(
                         "{} holds data of both formats: say --format own or --format apache",
                         path.display()
                     )));
                 }
-                Kind::OwnSegment => segments.push(path.clone()),
-                Kind::OwnSnapshot => snapshots.push(path.clone()),
-                other => {
+                (Kind::OwnSegment, _) => segments.push(path.clone()),
+                (Kind::OwnSnapshot, _) => snapshots.push(path.clone()),
+                (Kind::ApacheLog, _) => apache_logs.push(path.clone()),
+                (Kind::ApacheSnapshot, _) => apache_snapshots.push(path.clone()),
+                (other, _) => {
                     return Err(Failure::unreadable(format!(
                         "{} is {}",
                         path.display(),
@@ -206,19 +226,33 @@ impl Input {
                 }
             }
         }
-        OwnDir::of_files(segments, snapshots)
+        let [segments, snapshots, apache_logs, apache_snapshots] = files;
+        let is_own = !segments.is_empty() || !snapshots.is_empty();
+        let is_apache = !apache_logs.is_empty() || !apache_snapshots.is_empty();
+        match (is_own, is_apache) {
+            (true, true) => Err(Failure::usage("name files of one format")),
+            (_, true) => Ok(Source::Apache(ApacheDir::of_files(
+                apache_logs,
+                apache_snapshots,
+            ))),
+            _ => Ok(Source::Own(Box::new(OwnDir::of_files(
+                segments, snapshots,
+            )?))),
+        }
     }
 
-    /// Opens the one data directory that the path must be.
+    /// Opens the one own data directory that the path must be.
     ///
     /// # Errors
     /// When it is something else.
     pub(crate) fn open_data_dir(&self) -> anyhow::Result<OwnDir> {
-        let dir = self.open()?;
-        if dir.data.is_none() {
-            return Err(Failure::usage("name a data directory, not a file in it"));
+        match self.open()? {
+            Source::Own(dir) if dir.data.is_some() => Ok(*dir),
+            Source::Own(_) => Err(Failure::usage("name a data directory, not a file in it")),
+            Source::Apache(_) => Err(Failure::usage(
+                "these are Apache ZooKeeper's files, and this works on Ringkeeper's only",
+            )),
         }
-        Ok(dir)
     }
 
     fn open_own(&self, path: &Path) -> anyhow::Result<OwnDir> {

@@ -7,7 +7,6 @@ use std::time::Duration;
 use std::{fs, io, thread};
 
 use crate::exit::Failure;
-use crate::input::Input;
 use crate::own_dir::OwnDir;
 
 /// How often something is read again while a server changes it.
@@ -15,19 +14,19 @@ const ATTEMPTS: u32 = 8;
 /// How long the server is given in between.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Opens `input` and does `work` on it. Beside a running server it is done again when files went away under it, or when
+/// Opens own files and does `work` on them. Beside a running server it is done again when files went away under it, or when
 /// `is_doubtful` says so of the result; the last result counts.
 ///
 /// # Errors
 /// Those of opening, and the last one of `work`.
 pub(crate) fn settled<T>(
-    input: &Input,
+    open: impl Fn() -> anyhow::Result<OwnDir>,
     work: impl Fn(&OwnDir) -> anyhow::Result<T>,
     is_doubtful: impl Fn(&T) -> bool,
 ) -> anyhow::Result<(OwnDir, T)> {
     let mut attempt = 1;
     loop {
-        let dir = input.open()?;
+        let dir = open()?;
         let result = work(&dir);
         let again = match &result {
             Ok(result) => is_doubtful(result),

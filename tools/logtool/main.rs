@@ -7,6 +7,10 @@
 //! `docs/log-tools.md` is the user's guide.
 #![forbid(unsafe_code)]
 
+mod apache_dir;
+mod apache_log;
+mod apache_state;
+mod apache_verify;
 mod at;
 mod diff;
 mod doctor;
@@ -23,6 +27,7 @@ mod own_records;
 mod progress;
 mod purge;
 mod record;
+mod records;
 mod render;
 mod repair;
 mod segment_scan;

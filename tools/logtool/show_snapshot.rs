@@ -5,7 +5,7 @@ use ringkeeper_tree::Tree;
 use serde_json::json;
 
 use crate::exit::{Exit, Failure};
-use crate::input::Input;
+use crate::input::{Input, Source};
 use crate::output::Output;
 use crate::own_dir::SnapshotFile;
 use crate::render;
@@ -32,7 +32,11 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
-    let dir = options.input.open()?;
+    let Source::Own(dir) = options.input.open()? else {
+        return Err(Failure::unreadable(
+            "Apache ZooKeeper's snapshots are not read yet",
+        ));
+    };
     let newest = dir.usable_snapshots().next_back();
     let Some(file) = newest else {
         return Err(Failure::unreadable("there is no snapshot"));

@@ -11,8 +11,9 @@ use ringkeeper_storage::{BatchKind, SnapshotReader};
 use ringkeeper_tree::Tree;
 use ringkeeper_tree::snapshot::{Chunk, SnapshotBuilder};
 
+use crate::apache_state;
 use crate::exit::Failure;
-use crate::input::Input;
+use crate::input::{Input, Source};
 use crate::live;
 use crate::own_dir::OwnDir;
 use crate::own_log::{self, OwnLog};
@@ -123,13 +124,20 @@ pub(crate) fn log_reaches_back_to(log: &OwnLog) -> Option<Zxid> {
 /// # Errors
 /// As [`of_dir`], and when it cannot be opened.
 pub(crate) fn of_input(input: &Input, through: Option<Zxid>, quiet: bool) -> anyhow::Result<State> {
+    let own = || match input.open()? {
+        Source::Own(dir) => Ok(*dir),
+        Source::Apache(_) => Err(Failure::unreadable("Apache ZooKeeper's state")),
+    };
+    if let Source::Apache(dir) = input.open()? {
+        return apache_state::of_dir(&dir, through);
+    }
     let work = |dir: &OwnDir| {
         let bar = bytes_bar("read", dir.log_bytes(), quiet);
         let state = of_dir(dir, through, &bar);
         bar.finish_and_clear();
         state
     };
-    let (_, state) = live::settled(input, work, |_| false)?;
+    let (_, state) = live::settled(own, work, |_| false)?;
     Ok(state)
 }
 

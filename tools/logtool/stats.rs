@@ -13,12 +13,9 @@ use crate::exit::Exit;
 use crate::filter::Filter;
 use crate::input::Input;
 use crate::output::Output;
-use crate::own_log;
-use crate::own_records::{self, Damaged};
-use crate::progress::bytes_bar;
 use crate::record::RecordAt;
+use crate::records;
 use crate::render::{Decoded, for_each_path, op_name, session, time};
-use crate::segment_scan::Depth;
 
 /// Different prefixes or sessions counted; what comes beyond is counted together, so that memory stays bounded.
 const GROUPS_MAX: usize = 100_000;
@@ -85,30 +82,20 @@ struct Rate {
 }
 
 pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
-    let dir = options.input.open()?;
-    let bar = bytes_bar("read", 0, true);
-    let log = dir.read_log(Depth::Headers, own_log::default_threads(), &bar)?;
     let mut stats = Stats::new(options)?;
-    let mut damage = log.breaks.len();
-    let mut tell = |finding| {
+    let damage = records::for_each(&options.input, options.filter.span(), &mut |record| {
+        stats.count(record, options);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    for finding in &damage {
         eprintln!("{finding}");
-        damage += 1;
-    };
-    own_records::for_each(
-        &log,
-        options.filter.span(),
-        Damaged::Tell(&mut tell),
-        &mut |record| {
-            stats.count(record, options);
-            Ok(ControlFlow::Continue(()))
-        },
-    )?;
+    }
     if out.json {
         out.value(&stats.json(options))?;
     } else {
         stats.print(options, out)?;
     }
-    Ok(if damage == 0 && stats.undecodable == 0 {
+    Ok(if damage.is_empty() && stats.undecodable == 0 {
         Exit::Ok
     } else {
         Exit::Found

@@ -9,9 +9,10 @@ use ringkeeper_proto::Zxid;
 use ringkeeper_tree::Tree;
 use serde_json::{Value, json};
 
-use crate::exit::Exit;
+use crate::apache_verify;
+use crate::exit::{Exit, Failure};
 use crate::finding::{Finding, has_damage};
-use crate::input::Input;
+use crate::input::{Input, Source};
 use crate::live;
 use crate::output::Output;
 use crate::own_dir::{OwnDir, SnapshotFile};
@@ -70,6 +71,9 @@ pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
         .threads
         .unwrap_or_else(own_log::default_threads)
         .max(1);
+    if let Source::Apache(dir) = options.input.open()? {
+        return apache_verify::run(&dir, threads, !options.no_replay, out);
+    }
     let (dir, report) = check_input(&options.input, threads, !options.no_replay, out.quiet)?;
     if out.json {
         out.value(&to_json(&dir, &report))?;
@@ -94,10 +98,17 @@ pub(crate) fn check_input(
     quiet: bool,
 ) -> anyhow::Result<(OwnDir, Report)> {
     live::settled(
-        input,
+        || own(input),
         |dir| check(dir, threads, replay, quiet),
         |report| has_damage(&report.findings),
     )
+}
+
+fn own(input: &Input) -> anyhow::Result<OwnDir> {
+    match input.open()? {
+        Source::Own(dir) => Ok(*dir),
+        Source::Apache(_) => Err(Failure::usage("these are Apache ZooKeeper's files")),
+    }
 }
 
 fn check(dir: &OwnDir, threads: usize, replay: bool, quiet: bool) -> anyhow::Result<Report> {

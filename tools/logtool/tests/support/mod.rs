@@ -180,6 +180,42 @@ impl Maker {
     }
 }
 
+/// Writes an Apache log of `records` as `log.ZXID`, padded with zeros to `padded` bytes; returns its path and where
+/// each entry begins.
+pub(crate) fn apache_log(
+    folder: &Path,
+    records: &[(Zxid, Vec<u8>)],
+    padded: usize,
+) -> (PathBuf, Vec<u64>) {
+    let mut bytes = b"ZKLG\0\0\0\x02\0\0\0\0\0\0\0\0".to_vec();
+    let mut offsets = Vec::new();
+    for (_, record) in records {
+        offsets.push(bytes.len() as u64);
+        bytes.extend(u64::from(simd_adler32::adler32(&record.as_slice())).to_be_bytes());
+        bytes.extend(u32::try_from(record.len()).unwrap().to_be_bytes());
+        bytes.extend(record);
+        bytes.push(b'B');
+    }
+    offsets.push(bytes.len() as u64);
+    bytes.resize(bytes.len().max(padded), 0);
+    std::fs::create_dir_all(folder).unwrap();
+    let path = folder.join(format!("log.{:x}", records[0].0.0));
+    std::fs::write(&path, bytes).unwrap();
+    (path, offsets)
+}
+
+/// The records of an own log, in order.
+pub(crate) fn records(dir: &Path) -> Vec<(Zxid, Vec<u8>)> {
+    let opened = block_on(Store::open(StdDisk::new(), &Dirs::single(dir), small())).unwrap();
+    let mut records = Vec::new();
+    block_on(opened.log.replay(Zxid::ZERO, |zxid, bytes| {
+        records.push((zxid, bytes.to_vec()));
+        Ok::<_, String>(())
+    }))
+    .unwrap();
+    records
+}
+
 /// A directory with history: three segments, two snapshots, a session, and /n full of znodes; closed in order.
 pub(crate) fn history(dir: &Path) -> Tree {
     let mut maker = Maker::open(dir, Tree::new());
