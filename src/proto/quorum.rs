@@ -25,7 +25,7 @@ pub const SNAPSHOT_END: &str = "BenWasHere";
 /// The version of the learners' protocol since ZooKeeper 3.3, in LearnerInfo and LEADERINFO.
 pub const PROTOCOL_VERSION: i32 = 0x10000;
 
-/// Bytes of type and zxid, in front of [`QuorumPacket::body`].
+/// Bytes of type and zxid, in front of data and authinfo.
 pub const HEAD_LEN: usize = 12;
 
 /// What a packet is for (`Leader`'s constants).
