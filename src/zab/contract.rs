@@ -127,6 +127,8 @@ pub enum Input<P> {
     SnapshotSent {
         /// The link.
         link: LinkId,
+        /// The zxid of the tree that was sent.
+        zxid: Zxid,
     },
     /// The answer to [`Output::ReadHistory`]. To be given when the link has room for more, so that a
     /// slow learner is fed from the log and not from a queue.
@@ -242,14 +244,15 @@ pub enum Output<P> {
         /// What flushes issued after it report.
         generation: LogGeneration,
     },
-    /// Send SNAP and the tree at `zxid`, then answer [`Input::SnapshotSent`]. The tree is what was
-    /// delivered, or, while a leader is being established, that with the rest of its log applied: a
-    /// learner may hold some of it, acknowledged, and must never be set back.
+    /// Send SNAP and a tree, then answer [`Input::SnapshotSent`]. While a leader is being established it
+    /// is the tree at `through`, with all of its log applied: a learner may hold some of it, acknowledged,
+    /// and must never be set back. Afterwards it is any tree from [`Role::Leading`] on: what lies between
+    /// it and `through` follows from the log.
     SendSnapshot {
         /// The learner's link.
         link: LinkId,
-        /// The zxid of the tree.
-        zxid: Zxid,
+        /// The highest zxid that the tree may have.
+        through: Zxid,
     },
     /// Read the log's records in `(after, through]`, flushed or not, then answer
     /// [`Input::HistoryRead`] or [`Input::HistoryGone`].

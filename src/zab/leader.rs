@@ -222,10 +222,10 @@ impl<P: Clone> Leader<P> {
             }
             (SyncPlan::Diff, None) | (SyncPlan::Snapshot, _) => {
                 // All of the history at the leader's election, lest the learner be set back.
-                let zxid = if established { core.delivered } else { through };
-                progress.sent = zxid;
+                let through = if established { core.delivered } else { through };
+                progress.sent = through;
                 progress.stage = Stage::Snapshot;
-                outputs.push(Output::SendSnapshot { link, zxid });
+                outputs.push(Output::SendSnapshot { link, through });
                 return;
             }
         };
@@ -309,10 +309,17 @@ impl<P: Clone> Leader<P> {
         &mut self,
         core: &CoreState,
         link: LinkId,
+        zxid: Zxid,
         outputs: &mut Vec<Output<P>>,
     ) {
         let sending = |progress: &&mut Progress| progress.stage == Stage::Snapshot;
         if let Some(progress) = self.learners.get_mut(&link).filter(sending) {
+            assert!(
+                zxid <= progress.sent,
+                "a snapshot of {zxid:?} was sent, but {:?} was asked for at most",
+                progress.sent
+            );
+            progress.sent = zxid;
             progress.heard_at = core.now;
             self.needs_snapshot.remove(&progress.id);
             self.feed(core, link, outputs);

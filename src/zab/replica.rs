@@ -124,8 +124,8 @@ impl<P: Clone> Replica<P> {
             (Input::SnapshotFailed { generation }, Phase::Learning(learner)) => {
                 learner.snapshot_done(core, generation, false);
             }
-            (Input::SnapshotSent { link }, Phase::Leading(leader)) => {
-                leader.snapshot_sent(core, link, outputs);
+            (Input::SnapshotSent { link, zxid }, Phase::Leading(leader)) => {
+                leader.snapshot_sent(core, link, zxid, outputs);
             }
             (Input::HistoryRead { link, proposals }, Phase::Leading(leader)) => {
                 leader.history_read(core, link, proposals, outputs);

@@ -514,7 +514,10 @@ impl Cluster {
                     stream,
                 });
             }
-            Output::SendSnapshot { link, zxid } => {
+            Output::SendSnapshot {
+                link,
+                through: zxid,
+            } => {
                 let node = self.node(id);
                 // The learner may have acknowledged any of a candidate's history.
                 let whole = zxid == node.disk.view.last();
@@ -529,7 +532,8 @@ impl Cluster {
                     .filter(|(at, _)| *at <= zxid)
                     .copied()
                     .collect();
-                node.completions.push_back(Input::SnapshotSent { link });
+                node.completions
+                    .push_back(Input::SnapshotSent { link, zxid });
                 self.send(id, link, Frame::Snapshot { zxid, entries });
             }
             Output::ReadHistory {
@@ -810,7 +814,9 @@ impl Cluster {
             Output::Flush => "flush".to_owned(),
             Output::Truncate { to, .. } => format!("truncate to {to:?}"),
             Output::InstallSnapshot { zxid, .. } => format!("install snapshot {zxid:?}"),
-            Output::SendSnapshot { link, zxid } => format!("send SNAP {zxid:?} -> {}", peer(link)),
+            Output::SendSnapshot { link, through } => {
+                format!("send SNAP {through:?} -> {}", peer(link))
+            }
             Output::ReadHistory {
                 after,
                 through,
