@@ -425,12 +425,7 @@ impl Step<'_> {
             self.tree.quotas += 1;
         }
         if name == STAT_NODE {
-            let (count, bytes) = self.tree.subtree_usage(prefix).unwrap_or((0, 0));
-            let mut track = StatsTrack::default();
-            track.set_count(i64::try_from(count).unwrap_or(i64::MAX));
-            track.set_bytes(i64::try_from(bytes).unwrap_or(i64::MAX));
-            let data = track.to_bytes();
-            self.tree.put_data(&quota_path(prefix, STAT_NODE), &data);
+            self.tree.recount_quota(prefix);
         }
     }
 

@@ -18,6 +18,7 @@ pub mod path;
 mod prepare;
 mod quota;
 mod quota_check;
+pub mod restore;
 pub mod session;
 pub mod settings;
 pub mod snapshot;

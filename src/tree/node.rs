@@ -196,7 +196,8 @@ impl<'a> Node<'a> {
         self.inner.header.mtime
     }
 
-    pub(crate) fn acl_id(self) -> u32 {
+    /// The id of its ACL among [`Tree::acls`](crate::Tree::acls).
+    pub fn acl_id(self) -> u32 {
         self.inner.header.acl
     }
 }

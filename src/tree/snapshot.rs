@@ -286,19 +286,10 @@ pub struct SnapshotBuilder {
     header: Option<Header>,
     sessions: Vec<Session>,
     acls: AclTable,
-    /// The znodes whose children may still come, from the root down.
-    open: Vec<Open>,
-    has_root: bool,
-    root: Option<NodeArc>,
+    nodes: Unfinished,
     digest: u64,
     quotas: usize,
     owned: Vec<(Arc<str>, i64)>,
-}
-
-#[derive(Debug)]
-struct Open {
-    child: Child,
-    children: Vec<Child>,
 }
 
 impl SnapshotBuilder {
@@ -337,8 +328,7 @@ impl SnapshotBuilder {
     /// # Errors
     /// When something is missing, or digest or counts are not those of the header.
     pub fn finish(mut self) -> Result<Tree, SnapshotError> {
-        self.close_to(0)?;
-        let (Some(header), Some(root)) = (self.header, self.root.take()) else {
+        let (Some(header), Some(root)) = (self.header, self.nodes.finish()?) else {
             return Err(SnapshotError::Order("the header or the root is missing"));
         };
         self.sessions.sort_by(order);
@@ -379,26 +369,65 @@ impl SnapshotBuilder {
         }
         let mut parent_path = Some(nodes.parent_path);
         for (depth, child) in nodes.nodes {
-            if depth > self.open.len() || (depth == 0) == self.has_root {
-                return Err(SnapshotError::Order("a znode's parent is missing"));
-            }
-            self.close_to(depth)?;
+            self.nodes.close_to(depth)?;
             // Digests and ephemerals were made from the path that the chunk told.
             if let Some(told) = parent_path.take()
-                && !self.is_at(&told)
+                && !self.nodes.is_at(&told)
             {
                 return Err(SnapshotError::Order("a chunk is of another place"));
             }
-            self.has_root = true;
-            self.open.push(Open {
-                child,
-                children: Vec::new(),
-            });
+            self.nodes.push(child);
         }
         self.digest = self.digest.wrapping_add(nodes.digest);
         self.quotas += nodes.quotas;
         self.owned.extend(nodes.owned);
         Ok(())
+    }
+}
+
+/// A tree's znodes while they come in depth-first order.
+#[derive(Debug, Default)]
+pub(crate) struct Unfinished {
+    /// The znodes whose children may still come, from the root down.
+    open: Vec<Open>,
+    has_root: bool,
+    root: Option<NodeArc>,
+}
+
+#[derive(Debug)]
+struct Open {
+    child: Child,
+    children: Vec<Child>,
+}
+
+impl Unfinished {
+    /// Adds a znode below the last open one. It stays open until [`Unfinished::close_to`].
+    pub(crate) fn push(&mut self, child: Child) {
+        self.has_root = true;
+        self.open.push(Open {
+            child,
+            children: Vec::new(),
+        });
+    }
+
+    /// The last open znode.
+    pub(crate) fn last_mut(&mut self) -> Option<&mut NodeArc> {
+        Some(&mut self.open.last_mut()?.child.node)
+    }
+
+    /// Ends the znodes that are `depth` or deeper, whose children are complete, so that the next znode
+    /// can be one of `depth`.
+    pub(crate) fn close_to(&mut self, depth: usize) -> Result<(), SnapshotError> {
+        if depth > self.open.len() || (depth == 0) == self.has_root {
+            return Err(SnapshotError::Order("a znode's parent is missing"));
+        }
+        self.close(depth)
+    }
+
+    /// The root, when there is one.
+    pub(crate) fn finish(&mut self) -> Result<Option<NodeArc>, SnapshotError> {
+        self.close(0)?;
+        Ok(self.root.take())
     }
 
     /// Whether the open znodes lead to `path`.
@@ -410,8 +439,7 @@ impl SnapshotBuilder {
         }
     }
 
-    /// Ends the znodes that are `depth` or deeper: their children are complete.
-    fn close_to(&mut self, depth: usize) -> Result<(), SnapshotError> {
+    fn close(&mut self, depth: usize) -> Result<(), SnapshotError> {
         while self.open.len() > depth {
             let Some(mut done) = self.open.pop() else {
                 break;
@@ -444,7 +472,7 @@ fn in_order(mut children: Vec<Child>) -> Result<Vec<Child>, SnapshotError> {
     Ok(children)
 }
 
-fn order<E: Entry>(a: &E, b: &E) -> std::cmp::Ordering {
+pub(crate) fn order<E: Entry>(a: &E, b: &E) -> std::cmp::Ordering {
     a.compare(&Key {
         head: b.head(),
         name: b.name(),

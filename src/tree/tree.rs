@@ -159,6 +159,11 @@ impl Tree {
         self.acls.iter().len()
     }
 
+    /// The different ACLs, each with the id that [`Node::acl_id`] names it by.
+    pub fn acls(&self) -> impl ExactSizeIterator<Item = (u32, &AclHandle)> {
+        self.acls.iter().map(|(id, handle, _)| (id, handle))
+    }
+
     /// The sessions and their timeouts in milliseconds.
     pub fn sessions(&self) -> impl ExactSizeIterator<Item = (SessionId, i32)> {
         self.sessions
@@ -239,6 +244,16 @@ impl Tree {
             limits: track(LIMIT_NODE),
             usage: track(STAT_NODE),
         })
+    }
+
+    /// Counts anew what the quota of `prefix` has used; its znode of statistics must exist.
+    pub(crate) fn recount_quota(&mut self, prefix: &str) {
+        let (count, bytes) = self.subtree_usage(prefix).unwrap_or((0, 0));
+        let mut track = StatsTrack::default();
+        track.set_count(i64::try_from(count).unwrap_or(i64::MAX));
+        track.set_bytes(i64::try_from(bytes).unwrap_or(i64::MAX));
+        let data = track.to_bytes();
+        self.put_data(&quota_path(prefix, STAT_NODE), &data);
     }
 
     pub(crate) fn acl_handle(&self, id: u32) -> &AclHandle {
