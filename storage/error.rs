@@ -41,6 +41,9 @@ pub enum StorageError {
     /// The future of a durable write was dropped before it finished, so what is on disk is unknown.
     #[error("a durable write was abandoned before it finished; what reached the disk is unknown")]
     Abandoned,
+    /// A snapshot is taking the log's place, and nothing is appended until it has.
+    #[error("the log is being replaced by a snapshot")]
+    Replaced,
     /// The log was closed in order.
     #[error("the log is closed")]
     Closed,

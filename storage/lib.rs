@@ -55,5 +55,5 @@ pub use snapshot::{CHUNK_BYTES_MAX, Chunk, SNAPSHOT_COUNTS, SnapshotReader, Snap
 pub use snapshot_files::{ReadFile, SnapshotFiles, StdFiles, WriteFile};
 pub use stats::LogStats;
 pub use std_disk::StdDisk;
-pub use store::{Dirs, FOLDER, LogOptions, Opened, Recovered, Store, Tail};
-pub use txn_log::TxnLog;
+pub use store::{Dirs, EpochState, FOLDER, LogOptions, Opened, Recovered, Store, Tail};
+pub use txn_log::{Durable, TxnLog};

@@ -5,7 +5,8 @@
 //! leaves at least one whole copy of the state before or after.
 //!
 //! ```text
-//!   0 magic         4 checksum      8 format      10 phase      11 snapshots  12 zeros
+//!   0 magic         4 checksum      8 format      10 phase      11 snapshots
+//!  12 1 if member  13 zeros
 //!  16 generation   24 store        32 starts      40 accepted   44 current
 //!  48 first segment                56 sequence before           64 checksum before   68 zeros
 //!  72 incarnation before           80 zxid before
@@ -63,7 +64,8 @@ struct RawManifest {
     format: U16,
     phase: u8,
     snapshot_count: u8,
-    reserved: [u8; 4],
+    is_member: u8,
+    reserved: [u8; 3],
     generation: U64,
     store: U64,
     starts: U64,
@@ -124,6 +126,8 @@ pub(crate) struct Contents {
     pub(crate) starts: u64,
     pub(crate) accepted_epoch: Epoch,
     pub(crate) current_epoch: Epoch,
+    /// As the caller says; see [`crate::Store::save_epochs`].
+    pub(crate) is_member: bool,
     pub(crate) log_start: LogStart,
     /// Where the log ended, if it was closed in order and not opened since.
     pub(crate) clean_end: Option<CleanEnd>,
@@ -140,6 +144,7 @@ impl Contents {
             starts: 0,
             accepted_epoch: Epoch(0),
             current_epoch: Epoch(0),
+            is_member: false,
             log_start: LogStart {
                 segment: 1,
                 before: Chain::default(),
@@ -157,6 +162,7 @@ impl Contents {
             Phase::Making => 1,
             Phase::Made => 2,
         };
+        raw.is_member = self.is_member.into();
         raw.generation = U64::new(self.generation);
         raw.store = U64::new(self.store);
         raw.starts = U64::new(self.starts);
@@ -208,6 +214,7 @@ impl Contents {
             starts: raw.starts.get(),
             accepted_epoch: Epoch(raw.accepted_epoch.get()),
             current_epoch: Epoch(raw.current_epoch.get()),
+            is_member: raw.is_member == 1,
             log_start: LogStart {
                 segment: raw.first_segment.get(),
                 before: Chain {
@@ -403,6 +410,7 @@ mod tests {
             starts: 3,
             accepted_epoch: Epoch(5),
             current_epoch: Epoch(4),
+            is_member: true,
             log_start: LogStart {
                 segment: 9,
                 before: Chain {

@@ -215,6 +215,8 @@ pub struct ManifestInfo {
     pub accepted_epoch: Epoch,
     /// The last epoch whose history the server has.
     pub current_epoch: Epoch,
+    /// Whether the server has taken over a leader's history.
+    pub is_member: bool,
     /// The first segment that counts.
     pub first_segment: u64,
     /// The sequence of the batch before the log's first.
@@ -259,6 +261,7 @@ impl From<Contents> for ManifestInfo {
             starts: contents.starts,
             accepted_epoch: contents.accepted_epoch,
             current_epoch: contents.current_epoch,
+            is_member: contents.is_member,
             first_segment: start.segment,
             sequence_before: start.before.sequence,
             checksum_before: start.before.checksum,

@@ -80,9 +80,8 @@ impl<D: Disk> Store<D> {
     }
 
     async fn recycle_before(&self, first: u64) -> Result<usize, StorageError> {
-        let log = &*self.inner.log;
         let gone: Vec<SegmentMeta> = {
-            let mut state = log.state.borrow_mut();
+            let mut state = self.inner.log.state.borrow_mut();
             let count = state
                 .segments
                 .iter()
@@ -90,11 +89,18 @@ impl<D: Disk> Store<D> {
                 .count();
             state.segments.drain(..count).collect()
         };
+        self.recycle(&gone).await?;
+        Ok(gone.len())
+    }
+
+    /// Makes segments that the manifest no longer counts spares, or removes them.
+    pub(crate) async fn recycle(&self, gone: &[SegmentMeta]) -> Result<(), StorageError> {
+        let log = &*self.inner.log;
         if gone.is_empty() {
-            return Ok(0);
+            return Ok(());
         }
         let mut spares = Spares::new(&log.disk, &log.dir, &log.options);
-        for meta in &gone {
+        for meta in gone {
             // Those that wait already count; the log may take one at any moment, which only makes room.
             let waiting = log.state.borrow().spares.len();
             if waiting < log.options.spares_max {
@@ -104,7 +110,6 @@ impl<D: Disk> Store<D> {
                 remove(&log.disk, &meta.path).await?;
             }
         }
-        sync(&log.disk, &log.dir).await?;
-        Ok(gone.len())
+        sync(&log.disk, &log.dir).await
     }
 }

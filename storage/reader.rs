@@ -1,77 +1,123 @@
 //! Reading records back: replay at a start, and catch-up of learners later.
 
-use std::{collections::VecDeque, fmt};
+use std::{collections::VecDeque, fmt, rc::Rc};
 
 use ringkeeper_proto::Zxid;
 
 use crate::{
+    batch::SealedBatch,
     disk::Disk,
     error::{DamageKind, StorageError},
     record::Records,
     recovery::{Chain, Decision, Void, Walk},
     segment::SegmentMeta,
-    txn_log::{Shared, needed_from},
+    txn_log::{Shared, needed_from, starts_after},
 };
 
-/// Reads the durable records above a zxid, batch by batch.
+/// Reads the records above a zxid, batch by batch.
 ///
-/// It sees what was durable when it was made; make another for what came after. A void that comes later
-/// in what it reads is known before the first record is handed out.
+/// It sees what was there when it was made (durable, or handed over; see [`TxnLog`](crate::TxnLog)); make another
+/// for what came after. A void that comes later in what it reads is known before the first record is handed out.
 pub struct LogReader<D: Disk> {
+    shared: Rc<Shared<D>>,
     walk: Walk<D>,
     after: Zxid,
-    /// Stops behind this batch.
-    through: u64,
+    through: Zxid,
+    /// Reads from the disk to this batch.
+    last_sequence: u64,
+    /// Batches behind it that were on their way when the reader was made, with their sequences.
+    in_flight: VecDeque<(u64, SealedBatch<D::Buffer>)>,
+    /// The batch that was handed out last, if it was one of those.
+    held: Option<SealedBatch<D::Buffer>>,
     voids: Vec<Void>,
     /// Voids below this sequence are not in `voids` yet.
     voids_known_from: u64,
 }
 
 impl<D: Disk> LogReader<D> {
-    pub(crate) fn new(shared: &Shared<D>, after: Zxid) -> Result<Self, StorageError> {
+    pub(crate) fn new(
+        shared: &Rc<Shared<D>>,
+        after: Zxid,
+        through: Zxid,
+    ) -> Result<Self, StorageError> {
         let state = shared.state.borrow();
         let Some((segments, before)) = reading_from(&state.segments, after) else {
-            let start = state
-                .segments
-                .front()
-                .and_then(|segment| segment.before)
-                .map_or(Zxid::ZERO, |before| before.last_zxid);
             return Err(StorageError::Purged {
                 wanted: after,
-                start,
+                start: starts_after(&state.segments),
             });
         };
         let walk = Walk::new(shared.disk.clone(), segments, before);
         Ok(Self {
+            shared: Rc::clone(shared),
             walk,
             after,
-            through: state.durable_sequence,
+            through,
+            last_sequence: state.durable_sequence,
+            in_flight: VecDeque::new(),
+            held: None,
             voids: state.voids.clone(),
             voids_known_from: state.voids_known_from,
         })
     }
 
-    /// The next batch with records above the wanted zxid, or `None` at the end.
+    /// Takes in what is handed over and not durable yet.
+    pub(crate) fn read_in_flight(&mut self, shared: &Shared<D>) {
+        let state = shared.state.borrow();
+        let sequences = state.durable_sequence + 1..;
+        let batches = state.in_flight.iter().map(|entry| entry.batch.clone());
+        self.in_flight = sequences.zip(batches).collect();
+    }
+
+    /// The next batch with wanted records, or `None` at the end. It may turn out to have none that is not void.
     ///
-    /// Fails with [`StorageError::Damaged`] where a batch that was durable cannot be read.
+    /// Fails with [`StorageError::Damaged`] where a batch that was durable cannot be read, and with
+    /// [`StorageError::Purged`] where it was purged meanwhile.
     pub async fn next_batch(&mut self) -> Result<Option<LiveRecords<'_>>, StorageError> {
+        let found = self.find().await;
+        // A file that is gone, or holds something else by now, is no damage.
+        let found = found.map_err(|error| self.purged().unwrap_or(error))?;
+        let (records, ceiling) = match found {
+            Found::OnDisk { ceiling } => (self.walk.current().await?, ceiling),
+            Found::InFlight { batch, ceiling } => (self.held.insert(batch).records(), ceiling),
+            Found::Nothing => return Ok(None),
+        };
+        Ok(Some(LiveRecords {
+            records,
+            above: self.after,
+            ceiling: ceiling.min(self.through),
+        }))
+    }
+
+    async fn find(&mut self) -> Result<Found<D::Buffer>, StorageError> {
         self.find_voids().await?;
-        while self.walk.chain().sequence < self.through {
+        while self.walk.chain().sequence < self.last_sequence {
             let Some(header) = self.walk.advance().await? else {
                 return Err(self.lost().await);
             };
-            if header.count == 0 || header.last_zxid <= self.after {
-                continue;
+            let is_wanted = header.last_zxid > self.after && header.first_zxid <= self.through;
+            if header.count > 0 && is_wanted {
+                let ceiling = ceiling(&self.voids, header.sequence);
+                return Ok(Found::OnDisk { ceiling });
             }
-            let ceiling = ceiling(&self.voids, header.sequence);
-            let records = self.walk.current().await?;
-            return Ok(Some(LiveRecords {
-                records,
-                above: self.after,
-                ceiling,
-            }));
         }
-        Ok(None)
+        while let Some((sequence, batch)) = self.in_flight.pop_front() {
+            if batch.last_zxid() > self.after {
+                let ceiling = ceiling(&self.voids, sequence);
+                return Ok(Found::InFlight { batch, ceiling });
+            }
+        }
+        Ok(Found::Nothing)
+    }
+
+    /// That the log begins later by now than where this reader is, if it does.
+    fn purged(&self) -> Option<StorageError> {
+        let state = self.shared.state.borrow();
+        let first = state.segments.front()?.before?;
+        (first.sequence > self.walk.chain().sequence).then_some(StorageError::Purged {
+            wanted: self.after,
+            start: first.last_zxid,
+        })
     }
 
     /// Closes the file that it reads from.
@@ -120,6 +166,18 @@ impl<D: Disk> fmt::Debug for LogReader<D> {
             .field("through", &self.through)
             .finish_non_exhaustive()
     }
+}
+
+/// The next batch of a reader, and the highest zxid of it that still counts.
+enum Found<B> {
+    OnDisk {
+        ceiling: Zxid,
+    },
+    InFlight {
+        batch: SealedBatch<B>,
+        ceiling: Zxid,
+    },
+    Nothing,
 }
 
 /// The segments to read for everything above `after`, and what came before the first of them.

@@ -11,6 +11,7 @@
 //! - The manifest comes first when a store is made, so that a crash while making it is told from loss.
 
 use std::{
+    cell::Cell,
     fmt, io,
     path::{Path, PathBuf},
     rc::Rc,
@@ -28,7 +29,7 @@ use crate::{
     scan::scan_log,
     segment::{FIRST_BATCH, Listing, log_path, spare_path},
     snapshot::{self, snapshot_path},
-    txn_log::{Shared, TxnLog},
+    txn_log::{Shared, TxnLog, starts_after},
 };
 
 /// The folder of ours in `dataDir` and `dataLogDir`.
@@ -136,6 +137,17 @@ pub enum Tail {
     },
 }
 
+/// What a member of an ensemble keeps beside its log. It is saved as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EpochState {
+    /// The last epoch that this server promised to follow.
+    pub accepted: Epoch,
+    /// The last epoch whose history this server has; `current <= accepted`.
+    pub current: Epoch,
+    /// Whether it has taken over any leader's history since its directories were made.
+    pub is_member: bool,
+}
+
 /// What was found in the directories.
 #[derive(Clone, Debug)]
 pub struct Recovered {
@@ -149,6 +161,8 @@ pub struct Recovered {
     pub accepted_epoch: Epoch,
     /// The last epoch whose history this server has.
     pub current_epoch: Epoch,
+    /// Whether it has taken over a leader's history, see [`EpochState::is_member`].
+    pub is_member: bool,
     /// The last zxid known committed; what the log holds above it is for Zab to settle.
     pub committed: Zxid,
     /// The log's last zxid.
@@ -181,6 +195,8 @@ pub(crate) struct StoreInner<D: Disk> {
     pub(crate) data: PathBuf,
     pub(crate) log: Rc<Shared<D>>,
     pub(crate) manifest: Mutex<Manifest<D>>,
+    /// See [`Store::history`].
+    history: Cell<u64>,
     _locks: Vec<D::Lock>,
 }
 
@@ -231,6 +247,7 @@ impl<D: Disk> Store<D> {
             snapshots,
             accepted_epoch: manifest.contents().accepted_epoch,
             current_epoch: manifest.contents().current_epoch,
+            is_member: manifest.contents().is_member,
             committed: found.resume.committed,
             last_zxid: found.resume.chain.last_zxid,
             tail,
@@ -250,6 +267,7 @@ impl<D: Disk> Store<D> {
             data,
             log: Rc::clone(txn_log.shared()),
             manifest: Mutex::new(manifest),
+            history: Cell::new(0),
             _locks: locks,
         };
         Ok(Opened {
@@ -261,19 +279,89 @@ impl<D: Disk> Store<D> {
         })
     }
 
-    /// Saves the epochs durably. The caller keeps Zab's order: history first, then the epoch, then the ACK.
+    /// Saves the epochs durably, and leaves [`EpochState::is_member`] as it is. The caller keeps Zab's order:
+    /// history first, then the epoch, then the ACK.
     pub async fn save_epochs(&self, accepted: Epoch, current: Epoch) -> Result<(), StorageError> {
-        assert!(
-            current <= accepted,
-            "an epoch is accepted before it is current"
-        );
         let mut manifest = self.inner.manifest.lock().await;
+        let is_member = manifest.contents().is_member;
+        save(
+            &mut manifest,
+            EpochState {
+                accepted,
+                current,
+                is_member,
+            },
+        )
+        .await
+    }
+
+    /// Saves the whole of it durably, in the same order.
+    pub async fn save_epoch_state(&self, epochs: EpochState) -> Result<(), StorageError> {
+        save(&mut *self.inner.manifest.lock().await, epochs).await
+    }
+
+    /// Puts a snapshot in the place of all history: what a leader sent to a learner whose log it cannot continue.
+    ///
+    /// `info` is a snapshot in [`Store::snapshot_dir`] that is finished and verified
+    /// ([`SnapshotWriter`](crate::SnapshotWriter)). When this returns, a restart finds that snapshot and an empty
+    /// log after it; before, it finds the log and the snapshots as they were: one save of the manifest decides.
+    /// The epochs are not touched.
+    ///
+    /// It waits for what is in flight; what is handed over meanwhile is refused with [`StorageError::Replaced`].
+    /// Call [`TxnLog::begin_generation`] before, so that [`TxnLog::durable`] tells the two histories apart.
+    pub async fn install_snapshot(&self, info: SnapshotInfo) -> Result<(), StorageError> {
+        let inner = &*self.inner;
+        let mut manifest = inner.manifest.lock().await;
+        let (replacement, start) = inner.log.begin_replacement(info.zxid).await?;
+        let others: Vec<SnapshotInfo> = manifest
+            .contents()
+            .snapshots
+            .iter()
+            .filter(|other| other.zxid != info.zxid)
+            .copied()
+            .collect();
         manifest
             .update(|contents| {
-                contents.accepted_epoch = accepted;
-                contents.current_epoch = current;
+                contents.log_start = start;
+                contents.snapshots = vec![info];
             })
-            .await
+            .await?;
+        let gone = inner.log.finish_replacement(replacement, start);
+        inner.history.set(inner.history.get() + 1);
+        // Nothing counts on these any more; a crash leaves them to the next start.
+        for other in others {
+            remove(&inner.disk, &snapshot_path(&inner.data, other.zxid)).await?;
+        }
+        sync(&inner.disk, &inner.data).await?;
+        self.recycle(&gone).await
+    }
+
+    /// A number that changes when history is replaced or cut, so that a snapshot that was begun before is told
+    /// from one of what counts now: ask when a snapshot begins, and give it to
+    /// [`Store::register_snapshot_of`].
+    pub fn history(&self) -> u64 {
+        self.inner.history.get()
+    }
+
+    /// As [`Store::register_snapshot`], if `history` still is what [`Store::history`] says. Otherwise the snapshot
+    /// shows what does not count any more: its file is removed, and the answer is `false`.
+    pub async fn register_snapshot_of(
+        &self,
+        info: SnapshotInfo,
+        history: u64,
+    ) -> Result<bool, StorageError> {
+        let inner = &*self.inner;
+        let mut manifest = inner.manifest.lock().await;
+        if history == inner.history.get() {
+            enlist(&mut manifest, info).await?;
+            return Ok(true);
+        }
+        let listed = &manifest.contents().snapshots;
+        if !listed.iter().any(|other| other.zxid == info.zxid) {
+            remove(&inner.disk, &snapshot_path(&inner.data, info.zxid)).await?;
+            sync(&inner.disk, &inner.data).await?;
+        }
+        Ok(false)
     }
 
     /// Notes in the manifest where the log ends, so that the next start need not look behind the end, and
@@ -295,32 +383,33 @@ impl<D: Disk> Store<D> {
     /// Lists a snapshot whose file is complete, flushed and verified (see
     /// [`SnapshotWriter`](crate::SnapshotWriter)).
     pub async fn register_snapshot(&self, info: SnapshotInfo) -> Result<(), StorageError> {
-        let mut manifest = self.inner.manifest.lock().await;
-        manifest
-            .update(|contents| {
-                contents.snapshots.retain(|other| other.zxid != info.zxid);
-                contents.snapshots.push(info);
-                contents.snapshots.sort_unstable_by_key(|info| info.zxid);
-                // Only when purge is off and nobody cleans up: the oldest go unlisted, their files stay.
-                let excess = contents.snapshots.len().saturating_sub(SNAPSHOTS_MAX);
-                contents.snapshots.drain(..excess);
-            })
-            .await
+        enlist(&mut *self.inner.manifest.lock().await, info).await
     }
 
-    /// Takes snapshots above `zxid` off the list and removes their files (a TRUNC went below them).
+    /// Takes snapshots above `zxid` off the list and removes their files (a TRUNC goes below them).
+    ///
+    /// To be called, and waited for, before [`TxnLog::truncate`]: a snapshot above the truncation would bring back
+    /// at the next start what was cut. Fails with [`StorageError::Purged`], and changes nothing, when no older
+    /// snapshot is left to begin from and the log does not reach back to the beginning: then only a snapshot
+    /// of the leader's helps.
     pub async fn discard_snapshots_above(&self, zxid: Zxid) -> Result<(), StorageError> {
-        let inner = &self.inner;
+        let inner = &*self.inner;
         let mut manifest = inner.manifest.lock().await;
-        let gone: Vec<SnapshotInfo> = manifest
-            .contents()
-            .snapshots
-            .iter()
-            .filter(|info| info.zxid > zxid)
-            .copied()
-            .collect();
+        let listed = &manifest.contents().snapshots;
+        let (gone, kept): (Vec<_>, Vec<_>) = listed.iter().partition(|info| info.zxid > zxid);
+        let start = starts_after(&inner.log.state.borrow().segments);
+        if kept.is_empty() && start > Zxid::ZERO {
+            return Err(StorageError::Purged {
+                wanted: zxid,
+                start,
+            });
+        }
+        inner.history.set(inner.history.get() + 1);
+        if gone.is_empty() {
+            return Ok(());
+        }
         manifest
-            .update(|contents| contents.snapshots.retain(|info| info.zxid <= zxid))
+            .update(|contents| contents.snapshots = kept)
             .await?;
         for info in gone {
             remove(&inner.disk, &snapshot_path(&inner.data, info.zxid)).await?;
@@ -370,6 +459,36 @@ impl<D: Disk> fmt::Debug for Opened<D> {
             .field("recovered", &self.recovered)
             .finish()
     }
+}
+
+async fn save<D: Disk>(manifest: &mut Manifest<D>, epochs: EpochState) -> Result<(), StorageError> {
+    assert!(
+        epochs.current <= epochs.accepted,
+        "an epoch is accepted before it is current"
+    );
+    manifest
+        .update(|contents| {
+            contents.accepted_epoch = epochs.accepted;
+            contents.current_epoch = epochs.current;
+            contents.is_member = epochs.is_member;
+        })
+        .await
+}
+
+async fn enlist<D: Disk>(
+    manifest: &mut Manifest<D>,
+    info: SnapshotInfo,
+) -> Result<(), StorageError> {
+    manifest
+        .update(|contents| {
+            contents.snapshots.retain(|other| other.zxid != info.zxid);
+            contents.snapshots.push(info);
+            contents.snapshots.sort_unstable_by_key(|info| info.zxid);
+            // Only when purge is off and nobody cleans up: the oldest go unlisted, their files stay.
+            let excess = contents.snapshots.len().saturating_sub(SNAPSHOTS_MAX);
+            contents.snapshots.drain(..excess);
+        })
+        .await
 }
 
 /// Refuses Apache's data where nothing of ours is beside it.

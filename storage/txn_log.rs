@@ -8,6 +8,8 @@
 //! - After the first failed write nothing succeeds any more.
 //! - The hot path grows no file: the next segment is made ready by [`TxnLog::maintenance`], and where that
 //!   is late a write waits.
+//! - `durable_through` and `durable_generation` are those of one batch, the last durable one.
+//! - While the log is being replaced nothing is handed over: a batch belongs to one history or to the other.
 //!
 //! Knows nothing of Zab: it keeps what it is given, in the order given.
 
@@ -28,6 +30,7 @@ use crate::{
     batch::{Batch, BatchHeader, BatchKind, BatchLimits, Content, SealedBatch},
     disk::{BLOCK_BYTES, Disk, round_up},
     error::{StorageError, is_no_space},
+    manifest::LogStart,
     reader::LogReader,
     recovery::{Chain, CleanEnd, Void},
     segment::{FIRST_BATCH, Segment, SegmentHeader, SegmentMeta, Turn, spare_path},
@@ -74,15 +77,22 @@ pub(crate) struct State<D: Disk> {
     next_incarnation: u64,
     /// The log's last zxid, durable or not.
     last_zxid: Zxid,
+    /// The caller's number for what is handed over now.
+    generation: u64,
     /// The highest zxid that the caller said is committed.
     committed: Zxid,
+    /// What the last batch says of it.
+    committed_written: Zxid,
     /// Every batch up to this is durable.
     pub(crate) durable_sequence: u64,
     durable_through: Zxid,
+    durable_generation: u64,
+    /// A snapshot is taking the log's place; see [`crate::Store::install_snapshot`].
+    is_replaced: bool,
     /// Whether the last batch attests all before it.
     sealed: bool,
     /// Batches handed over and not yet durable in order; the front is `durable_sequence + 1`.
-    in_flight: VecDeque<InFlight>,
+    pub(crate) in_flight: VecDeque<InFlight<D::Buffer>>,
     active: Rc<Segment<D>>,
     offset: u64,
     next: Option<Rc<Segment<D>>>,
@@ -102,10 +112,43 @@ pub(crate) struct State<D: Disk> {
 }
 
 /// A batch handed over.
-struct InFlight {
+pub(crate) struct InFlight<B> {
+    pub(crate) batch: SealedBatch<B>,
     last_zxid: Zxid,
+    generation: u64,
     written: bool,
-    wakers: Vec<Waker>,
+    /// Who waits for it: as a rule one task, which then costs no allocation.
+    waker: Option<Waker>,
+    more_wakers: Vec<Waker>,
+}
+
+impl<B> InFlight<B> {
+    fn wait(&mut self, waker: &Waker) {
+        let mut others = self.waker.iter().chain(&self.more_wakers);
+        if others.any(|other| other.will_wake(waker)) {
+            return;
+        }
+        if self.waker.is_none() {
+            self.waker = Some(waker.clone());
+        } else {
+            self.more_wakers.push(waker.clone());
+        }
+    }
+
+    fn wake(&mut self) {
+        let all = self.waker.take().into_iter();
+        all.chain(self.more_wakers.drain(..)).for_each(Waker::wake);
+    }
+}
+
+/// How much of the log is durable, and by which of the caller's generations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Durable {
+    /// The log's last durable zxid: everything up to it that was not truncated is on stable storage.
+    pub through: Zxid,
+    /// The generation of the last durable batch, see [`TxnLog::begin_generation`]. A report of an older one
+    /// says nothing about zxids that have been used again since.
+    pub generation: u64,
 }
 
 /// Where a log goes on after recovery.
@@ -143,9 +186,13 @@ impl<D: Disk> TxnLog<D> {
             run: resume.run,
             next_incarnation: resume.run + 1,
             last_zxid: resume.chain.last_zxid,
+            generation: 0,
             committed: resume.committed,
+            committed_written: resume.committed,
             durable_sequence: resume.chain.sequence,
             durable_through: resume.chain.last_zxid,
+            durable_generation: 0,
+            is_replaced: false,
             sealed: false,
             in_flight: VecDeque::with_capacity(POOL_MAX),
             active: resume.active,
@@ -228,8 +275,26 @@ impl<D: Disk> TxnLog<D> {
         self.mark(BatchKind::Seal, last, committed)
     }
 
+    /// What is handed over from now on belongs to `generation`, a number of the caller's that grows with each
+    /// truncation or replacement. To be called right before [`TxnLog::truncate`], [`TxnLog::reset`] or
+    /// [`Store::install_snapshot`](crate::Store::install_snapshot): since zxids are used again after those, a
+    /// flush that was under way before must not be taken for one of what came after. [`TxnLog::durable`] tells.
+    pub fn begin_generation(&mut self, generation: u64) {
+        let mut state = self.shared.state.borrow_mut();
+        assert!(generation >= state.generation, "generations only grow");
+        state.generation = generation;
+    }
+
+    /// Notes that everything through `zxid` is committed. Batches say so to the next start; where none follows,
+    /// [`TxnLog::needs_seal`] asks for a seal that does.
+    pub fn note_committed(&mut self, zxid: Zxid) {
+        let mut state = self.shared.state.borrow_mut();
+        state.committed = state.committed.max(zxid.min(state.last_zxid));
+    }
+
     /// Makes all records above `after` void, by appending a truncation; history is never overwritten.
     /// The log's last zxid is `after` when this returns, and durably so when the future resolves.
+    /// Records may be appended at once, before that: they become durable after the truncation.
     pub fn truncate(
         &mut self,
         after: Zxid,
@@ -269,7 +334,23 @@ impl<D: Disk> TxnLog<D> {
     ///
     /// Fails with [`StorageError::Purged`] when the log starts later.
     pub fn read_from(&self, after: Zxid) -> Result<LogReader<D>, StorageError> {
-        LogReader::new(&self.shared, after)
+        LogReader::new(&self.shared, after, Zxid(u64::MAX))
+    }
+
+    /// The records in `(after, through]`, oldest first, durable or not: what is still being written is read from
+    /// memory. What was voided is left out, and nothing that is handed over later is seen.
+    ///
+    /// Fails with [`StorageError::Purged`] when the log does not reach back to `after`: the records may be in
+    /// a snapshot. Records of the batch that the caller is still filling are not in the log.
+    pub fn read_history(&self, after: Zxid, through: Zxid) -> Result<LogReader<D>, StorageError> {
+        let mut reader = LogReader::new(&self.shared, after, through)?;
+        reader.read_in_flight(&self.shared);
+        Ok(reader)
+    }
+
+    /// The lowest zxid after which all records that count can be read: what [`StorageError::Purged`] would name.
+    pub fn starts_after(&self) -> Zxid {
+        starts_after(&self.shared.state.borrow().segments)
     }
 
     /// Hands every durable record above `after` to `each`, oldest first; memory stays bounded by the
@@ -302,10 +383,12 @@ impl<D: Disk> TxnLog<D> {
         self.shared.admits()
     }
 
-    /// Whether nothing is in flight and the last batch is not attested yet: the moment for a seal.
+    /// Whether nothing is in flight and the last batch is not attested yet, or does not say what is committed:
+    /// the moment for a seal.
     pub fn needs_seal(&self) -> bool {
         let state = self.shared.state.borrow();
-        !state.sealed && state.in_flight.is_empty() && state.latched.is_none()
+        let is_idle = state.in_flight.is_empty() && state.latched.is_none() && !state.is_replaced;
+        is_idle && (!state.sealed || state.committed > state.committed_written)
     }
 
     /// How many batches are handed over and not yet durable.
@@ -321,6 +404,21 @@ impl<D: Disk> TxnLog<D> {
     /// The zxid through which the log is durable.
     pub fn durable_through(&self) -> Zxid {
         self.shared.state.borrow().durable_through
+    }
+
+    /// How much is durable, and by which generation. To be asked when a write's future has resolved: unlike what
+    /// that resolves to, it says of which generation the zxid is.
+    pub fn durable(&self) -> Durable {
+        let state = self.shared.state.borrow();
+        Durable {
+            through: state.durable_through,
+            generation: state.durable_generation,
+        }
+    }
+
+    /// The last zxid that is known to be committed, by what was found at the start and what was noted since.
+    pub fn committed(&self) -> Zxid {
+        self.shared.state.borrow().committed
     }
 
     /// Bytes of log that recovery would read to get from `after` to the end; an upper bound, by segments.
@@ -372,6 +470,12 @@ pub(crate) fn needed_from(segments: &VecDeque<SegmentMeta>, after: Zxid) -> Opti
     })
 }
 
+/// The zxid after which all records that count are there.
+pub(crate) fn starts_after(segments: &VecDeque<SegmentMeta>) -> Zxid {
+    let before = segments.front().and_then(|segment| segment.before);
+    before.map_or(Zxid::ZERO, |before| before.last_zxid)
+}
+
 impl<D: Disk> Shared<D> {
     fn limits(&self) -> BatchLimits {
         BatchLimits {
@@ -415,6 +519,9 @@ impl<D: Disk> Shared<D> {
     ) -> (SealedBatch<D::Buffer>, Result<Job<D>, StorageError>) {
         let mut state = self.state.borrow_mut();
         let refused = state.latched.clone().or_else(|| {
+            if state.is_replaced {
+                return Some(StorageError::Replaced);
+            }
             let first = batch.first_zxid();
             let stale = kind == BatchKind::Records && first <= state.last_zxid;
             stale.then_some(StorageError::OutOfOrder {
@@ -448,14 +555,21 @@ impl<D: Disk> Shared<D> {
         state.next_sequence += 1;
         state.previous = header.checksum;
         state.last_zxid = last;
+        // What was committed of a history that a truncation or reset ends is not there any more.
+        state.committed = header.committed;
+        state.committed_written = header.committed;
         state.sealed = kind == BatchKind::Seal && header.durable_sequence + 1 == sequence;
         state.voids.extend(Void::of(&header));
-        state.in_flight.push_back(InFlight {
-            last_zxid: last,
-            written: false,
-            wakers: Vec::new(),
-        });
         let sealed = batch.into_sealed();
+        let generation = state.generation;
+        state.in_flight.push_back(InFlight {
+            batch: sealed.clone(),
+            last_zxid: last,
+            generation,
+            written: false,
+            waker: None,
+            more_wakers: Vec::new(),
+        });
         let write = Write {
             batch: sealed.clone(),
             segment,
@@ -543,15 +657,94 @@ impl<D: Disk> Shared<D> {
     fn latch(&self, error: StorageError) -> StorageError {
         let mut state = self.state.borrow_mut();
         let first = state.latched.get_or_insert(error).clone();
-        for waiting in &mut state.in_flight {
-            waiting.wakers.drain(..).for_each(Waker::wake);
-        }
+        state.in_flight.iter_mut().for_each(InFlight::wake);
         if let Some(waker) = state.maintenance.take() {
             waker.wake();
         }
         drop(state);
         self.turn.wake_waiting();
         first
+    }
+
+    /// Waits until nothing is in flight and the segment after the active one is ready, then says where the log
+    /// begins once a snapshot at `zxid` has taken its place. Nothing is handed over until
+    /// [`Shared::finish_replacement`]; the guard latches the log when that does not come.
+    pub(crate) async fn begin_replacement(
+        self: &Rc<Self>,
+        zxid: Zxid,
+    ) -> Result<(Replacement<D>, LogStart), StorageError> {
+        let last = {
+            let mut state = self.state.borrow_mut();
+            if let Some(error) = &state.latched {
+                return Err(error.clone());
+            }
+            if mem::replace(&mut state.is_replaced, true) {
+                return Err(StorageError::Replaced);
+            }
+            state.next_sequence - 1
+        };
+        let guard = Replacement {
+            shared: Rc::clone(self),
+            finished: false,
+        };
+        self.durable(last).await?;
+        let next = {
+            let mut state = self.state.borrow_mut();
+            match &state.next {
+                Some(next) => Rc::clone(next),
+                None => {
+                    let next = state.new_segment(&self.dir, self.options.segment_bytes);
+                    state.next = Some(Rc::clone(&next));
+                    next
+                }
+            }
+        };
+        self.file_of(&next).await?;
+        let before = Chain {
+            last_zxid: zxid,
+            ..self.state.borrow().chain()
+        };
+        let start = LogStart {
+            segment: next.number,
+            before,
+        };
+        Ok((guard, start))
+    }
+
+    /// The manifest says durably that the log begins at `start`: goes on there. Returns the segments that nothing
+    /// needs any more.
+    pub(crate) fn finish_replacement(
+        &self,
+        mut guard: Replacement<D>,
+        start: LogStart,
+    ) -> Vec<SegmentMeta> {
+        guard.finished = true;
+        let mut state = self.state.borrow_mut();
+        let next = state.next.take().expect("it was made ready for this");
+        let meta = SegmentMeta {
+            number: next.number,
+            incarnation: next.incarnation,
+            bytes: next.bytes,
+            path: next.path.clone(),
+            before: Some(start.before),
+        };
+        let gone = mem::replace(&mut state.segments, VecDeque::from([meta]));
+        state.active = next;
+        state.offset = FIRST_BATCH;
+        state.last_zxid = start.before.last_zxid;
+        state.committed = state.committed.min(state.last_zxid);
+        state.committed_written = state.committed;
+        state.durable_through = state.last_zxid;
+        state.durable_generation = state.generation;
+        // No batch of the new history is there that could be taken for torn.
+        state.sealed = true;
+        state.voids.clear();
+        state.voids_known_from = 0;
+        state.is_replaced = false;
+        if let Some(waker) = state.maintenance.take() {
+            waker.wake();
+        }
+        gone.into()
     }
 
     async fn maintain(&self) {
@@ -713,12 +906,13 @@ impl<D: Disk> Shared<D> {
             entry.written = true;
         }
         while state.in_flight.front().is_some_and(|entry| entry.written) {
-            let Some(entry) = state.in_flight.pop_front() else {
+            let Some(mut entry) = state.in_flight.pop_front() else {
                 break;
             };
             state.durable_sequence += 1;
             state.durable_through = entry.last_zxid;
-            entry.wakers.into_iter().for_each(Waker::wake);
+            state.durable_generation = entry.generation;
+            entry.wake();
         }
     }
 
@@ -734,18 +928,27 @@ impl<D: Disk> Shared<D> {
             }
             let index =
                 usize::try_from(sequence - state.durable_sequence - 1).unwrap_or(usize::MAX);
-            let wakers = state
-                .in_flight
-                .get_mut(index)
-                .map(|entry| &mut entry.wakers);
-            if let Some(wakers) = wakers
-                && !wakers.iter().any(|waker| waker.will_wake(context.waker()))
-            {
-                wakers.push(context.waker().clone());
+            if let Some(entry) = state.in_flight.get_mut(index) {
+                entry.wait(context.waker());
             }
             Poll::Pending
         })
         .await
+    }
+}
+
+/// A replacement of the log under way. Dropped before it is finished it latches the log: whether the manifest
+/// names the old history or the new one is unknown then.
+pub(crate) struct Replacement<D: Disk> {
+    shared: Rc<Shared<D>>,
+    finished: bool,
+}
+
+impl<D: Disk> Drop for Replacement<D> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.shared.latch(StorageError::Abandoned);
+        }
     }
 }
 

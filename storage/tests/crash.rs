@@ -10,7 +10,7 @@ use std::{cell::RefCell, rc::Rc};
 
 use ringkeeper_proto::{Epoch, Zxid};
 use ringkeeper_storage::{
-    Dirs, LogOptions, Opened, SimDisk, SnapshotReader, SnapshotWriter, Store, TxnLog,
+    Dirs, LogOptions, Opened, SimDisk, SnapshotInfo, SnapshotReader, SnapshotWriter, Store, TxnLog,
 };
 
 /// All subsets of that many units are tried; beyond, a sample.
@@ -112,7 +112,8 @@ async fn settle(log: &mut TxnLog<SimDisk>) {
         .expect("the disk does not fail here");
 }
 
-async fn snapshot(disk: &SimDisk, store: &Store<SimDisk>, history: &[u64]) -> Option<()> {
+/// Writes and verifies a snapshot; `None` when the power went meanwhile.
+fn write_snapshot(disk: &SimDisk, store: &Store<SimDisk>, history: &[u64]) -> Option<SnapshotInfo> {
     let zxid = Zxid(*history.last().expect("something to snapshot"));
     let made = || {
         let mut writer =
@@ -124,13 +125,28 @@ async fn snapshot(disk: &SimDisk, store: &Store<SimDisk>, history: &[u64]) -> Op
     };
     let made = made();
     // The blocking files report a power cut as an error; the rest of the workload does not happen.
-    if disk.is_powerless() {
-        return None;
-    }
-    store
-        .register_snapshot(made.expect("the disk does not fail here"))
-        .await
-        .expect("register");
+    (!disk.is_powerless()).then(|| made.expect("the disk does not fail here"))
+}
+
+async fn snapshot(disk: &SimDisk, store: &Store<SimDisk>, history: &[u64]) -> Option<()> {
+    let info = write_snapshot(disk, store, history)?;
+    store.register_snapshot(info).await.expect("register");
+    Some(())
+}
+
+/// Puts a leader's snapshot in the place of everything.
+async fn install(
+    disk: &SimDisk,
+    store: &Store<SimDisk>,
+    model: &Shared,
+    history: &[u64],
+) -> Option<()> {
+    let info = write_snapshot(disk, store, history)?;
+    model.borrow_mut().histories.push(history.to_vec());
+    store.install_snapshot(info).await.expect("install");
+    let mut model = model.borrow_mut();
+    // What was in flight is of a history that does not count any more.
+    model.acknowledged = model.histories.len() - 1;
     Some(())
 }
 
@@ -189,7 +205,26 @@ async fn workload(disk: SimDisk, model: Shared) -> Option<()> {
         .expect("open again");
     let Opened { store, mut log, .. } = opened;
     append(&disk, &mut log, &model, &[38, 39]);
-    // Without maintenance, and more than two segments at once: none of them is ready.
+    // A snapshot lies above the truncation, another below.
+    let history = model.borrow().last().to_vec();
+    settle(&mut log).await;
+    snapshot(&disk, &store, &history).await?;
+    store
+        .discard_snapshots_above(Zxid(36))
+        .await
+        .expect("discard");
+    truncate(&disk, &mut log, &model, 36);
+    append(&disk, &mut log, &model, &[37, 38, 39]);
+    settle(&mut log).await;
+    disk.spawn(log.maintenance());
+    // The leader's history is another one, and its last zxid below what was here.
+    install(&disk, &store, &model, &[1, 2, 33]).await?;
+    append(&disk, &mut log, &model, &[34]);
+    append(&disk, &mut log, &model, &[35, 36]);
+    settle(&mut log).await;
+    install(&disk, &store, &model, &[1, 2, 33, 38]).await?;
+    append(&disk, &mut log, &model, &[39]);
+    // More than two segments at once: not all of them are ready.
     for zxid in 40..=47 {
         append(&disk, &mut log, &model, &[zxid]);
     }
