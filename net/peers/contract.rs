@@ -58,13 +58,19 @@ pub enum PeerCommand {
         /// The packet.
         packet: Packet,
     },
-    /// Send bytes of a snapshot, which follow a `Snap` packet. As they are many, wait for
-    /// [`PeerEvent::Writable`] whenever the link says that it has no room.
+    /// Send bytes of a snapshot, which follow a `Snap` packet. As they are many, ask for room before each
+    /// ([`PeerCommand::WantRoom`]).
     SendStream {
         /// The link.
         link: LinkId,
         /// The next of them.
         bytes: Bytes,
+    },
+    /// Say when the link takes more of what is many: answered by [`PeerEvent::Writable`], at once if it has room
+    /// now, or by `Disconnected`.
+    WantRoom {
+        /// The link.
+        link: LinkId,
     },
     /// Deliver the next bytes of the snapshot that follows a `Snap` packet: answered by one
     /// [`PeerEvent::StreamBytes`], or by `Disconnected`. After `Snap` nothing is read off the link
@@ -140,7 +146,7 @@ pub enum PeerEvent {
         /// The bytes.
         bytes: Bytes,
     },
-    /// The link has room again after it had none.
+    /// The answer to [`PeerCommand::WantRoom`].
     Writable {
         /// The link.
         link: LinkId,

@@ -70,6 +70,7 @@ struct Link {
     source: Rc<Source>,
     is_dirty: Cell<bool>,
     is_full: Cell<bool>,
+    wants_room: Cell<bool>,
     /// What the core wants of a snapshot's stream.
     wish: RefCell<Option<StreamWish>>,
     wished: Signal,
@@ -181,9 +182,15 @@ impl LearnerLinks {
         }
     }
 
-    /// Whether the link takes more of what is many.
-    pub(crate) fn has_room(&self, id: LinkId) -> bool {
-        self.shared.link(id).is_some_and(|link| !link.is_full.get())
+    /// Tells when the link takes more of what is many.
+    pub(crate) fn want_room(&self, id: LinkId) {
+        let Some(link) = self.shared.link(id) else {
+            return;
+        };
+        link.wants_room.set(true);
+        if !link.is_full.get() {
+            self.shared.tell_room(&link);
+        }
     }
 
     pub(crate) fn peer_addr(&self, id: LinkId) -> Option<SocketAddr> {
@@ -217,7 +224,7 @@ impl Shared {
         self.links.borrow().get(&id).cloned()
     }
 
-    fn queued(&self, link: &Rc<Link>, bytes: usize) {
+    fn queued(self: &Rc<Self>, link: &Rc<Link>, bytes: usize) {
         if bytes >= FLUSH_BYTES {
             self.flush(link);
         } else if !link.is_dirty.replace(true) {
@@ -225,19 +232,15 @@ impl Shared {
         }
     }
 
-    fn flush(&self, link: &Rc<Link>) {
+    fn flush(self: &Rc<Self>, link: &Rc<Link>) {
         match link.write.flush() {
             Ok(Sent::Pending { bytes }) if bytes > ROOM_BYTES => {
                 if !link.is_full.replace(true) {
-                    let (link, queue) = (Rc::clone(link), Rc::clone(&self.queue));
+                    let (link, shared) = (Rc::clone(link), Rc::clone(self));
                     spawn_local(async move {
                         link.write.drained_to(ROOM_AGAIN_BYTES).await;
                         link.is_full.set(false);
-                        let event = PeerEvent::Writable { link: link.id };
-                        // A link that has ended has said its last word.
-                        if !link.write.is_closed() {
-                            queue.push(&link.source, event, 0);
-                        }
+                        shared.tell_room(&link);
                     })
                     .detach();
                 }
@@ -247,6 +250,14 @@ impl Shared {
             Err(error @ SendError::TooSlow { .. }) => {
                 tracing::warn!(link = link.id.0, peer = %link.write.peer_addr(), %error, "close link");
             }
+        }
+    }
+
+    /// Tells that a link has room, where that was asked for. One that has ended has said its last word.
+    fn tell_room(&self, link: &Link) {
+        if !link.write.is_closed() && link.wants_room.take() {
+            let event = PeerEvent::Writable { link: link.id };
+            self.queue.push(&link.source, event, 0);
         }
     }
 
@@ -266,6 +277,7 @@ impl Shared {
             source: Rc::default(),
             is_dirty: Cell::new(false),
             is_full: Cell::new(false),
+            wants_room: Cell::new(false),
             wish: RefCell::default(),
             wished: Signal::default(),
         });

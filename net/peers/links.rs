@@ -145,6 +145,7 @@ impl PeerLinks {
             PeerCommand::Connect { leader } => learners.connect(leader),
             PeerCommand::Send { link, packet } => learners.send(link, &packet),
             PeerCommand::SendStream { link, bytes } => learners.send_stream(link, &bytes),
+            PeerCommand::WantRoom { link } => learners.want_room(link),
             PeerCommand::ReadStream { link } => learners.read_stream(link),
             PeerCommand::EndStream { link, rest } => learners.end_stream(link, rest),
             PeerCommand::Close { link } => learners.close(link),
@@ -162,12 +163,6 @@ impl PeerLinks {
     /// Waits for events and moves them to the end of `into`. May be cancelled. For one task.
     pub async fn events(&self, into: &mut Vec<PeerEvent>) {
         poll_fn(|cx| self.inner.queue.poll_take(cx, into)).await;
-    }
-
-    /// Whether the link takes more of what is many: history, a snapshot. After `false`
-    /// [`PeerEvent::Writable`] comes, or the end of the link.
-    pub fn has_room(&self, link: LinkId) -> bool {
-        self.inner.learners.has_room(link)
     }
 
     /// Who is at the other end of a link, while it lives.

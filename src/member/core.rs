@@ -1,12 +1,18 @@
-//! The replica core's state: it orders every write, and no reply leaves before its write is durable.
+//! The replica core's state, and what it does in every role: the log's writes, Zab's outputs, and
+//! publications.
 //!
-//! A write's way: a message from a shard is executed against `head` and encoded straight into the
-//! open log batch; a batch goes to the log when fewer than [`WRITES_IN_FLIGHT_MAX`] are on their way,
-//! so under load the next one fills while one is written: group commit without a delay. Zab hears of
-//! the flush and says what is committed; what is committed is published to the shards.
+//! A write's way where this server orders writes (`proposing.rs`): a message from a shard, or a request
+//! that a learner has forwarded, is executed against `head` and encoded straight into the open log batch; a
+//! batch goes to the log when fewer than [`WRITES_IN_FLIGHT_MAX`] are on their way, so under load the next
+//! one fills while one is written: group commit without a delay. Zab hears of the flush and of the learners'
+//! acknowledgements, and says what is committed; what is committed is published to the shards.
+//!
+//! At a learner (`learning.rs`) a client's write goes to the leader, comes back as a proposal, goes to the
+//! log, and is applied to `head` and answered when it is committed.
 //!
 //! Invariants:
-//! - `published <= committed <= flushed <= head.zxid()`.
+//! - Where this server orders writes: `published <= committed <= flushed`, and `head` is the log's end.
+//! - Else `published <= head <= committed <= flushed`; `tail` is what the log has above `head`.
 //! - Batches are written, committed and published in the order in which they were filled.
 //! - Replies exist only in publications.
 
@@ -15,23 +21,23 @@ use std::future::Future;
 use std::mem;
 use std::sync::Arc;
 
-use ringkeeper_config::ContainersConfig;
-use ringkeeper_proto::reply::WriteReply;
-use ringkeeper_proto::txn::{encode_record, record_len};
-use ringkeeper_proto::{LossyText, OpCode, Request, SessionId, ZkError, Zxid};
-use ringkeeper_storage::{Batch, Disk, StorageError, TxnLog};
+use bytes::{Bytes, BytesMut};
+use ringkeeper_peers::PeerCommand;
+use ringkeeper_proto::Zxid;
+use ringkeeper_storage::{Batch, Disk, Durable, EpochState, StorageError, Store, TxnLog};
 use ringkeeper_transport::Chain;
-use ringkeeper_tree::execute::{
-    Executed, execute, execute_bytes, execute_close_session, execute_create_session,
-};
-use ringkeeper_tree::{Context, Event, Node, SessionState, Tree, sweep};
-use ringkeeper_zab::{Input, Output, Replica};
+use ringkeeper_tree::{Event, Tree};
+use ringkeeper_zab::{Epochs, Input, LogGeneration, Output, Replica, Role};
 
 use crate::core_report::CoreStats;
-use crate::messages::{ClientMessage, ClientNotice, Now, WriteMessage};
-use crate::publication::{Answer, ClientKey, Publication, ShardSet, Step};
+use crate::errand::{Done, Errand};
+use crate::learning::Learning;
+use crate::messages::{ClientMessage, ClientNotice, Now};
+use crate::peer_traffic::PeerTraffic;
+use crate::publication::{Answer, Publication, ShardSet, Step};
 use crate::sessions::Sessions;
 use crate::settings::Settings;
+use crate::standing::Standing;
 
 /// How many log writes may be on their way at once: one, and a second that fills the device's queue
 /// while the first completes.
@@ -52,31 +58,56 @@ struct Sealed {
     publication: Publication,
 }
 
+/// A transaction in the log that the published tree does not show.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) zxid: Zxid,
+    pub(crate) bytes: Bytes,
+}
+
 /// The replica core.
 #[derive(Debug)]
 pub struct Core<D: Disk> {
     pub(crate) settings: Arc<Settings>,
-    zab: Replica<()>,
-    outputs: Vec<Output<()>>,
+    pub(crate) zab: Replica<Bytes>,
+    inputs: VecDeque<Input<Bytes>>,
+    outputs: Vec<Output<Bytes>>,
+    pub(crate) store: Store<D>,
     pub(crate) log: TxnLog<D>,
-    head: Tree,
+    /// Whether there is no ensemble.
+    pub(crate) alone: bool,
+    pub(crate) standing: Standing,
+    standing_changed: bool,
+    pub(crate) head: Tree,
+    /// At a learner: whether `head` is not what is published.
+    pub(crate) unpublished: bool,
     /// The batch that is being filled: its records, steps and events.
-    batch: Batch<D::Buffer>,
-    steps: Vec<Step>,
-    events: Vec<Event>,
+    pub(crate) batch: Batch<D::Buffer>,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) events: Vec<Event>,
     /// Its number; the first is 1.
-    batches: u64,
+    pub(crate) batches: u64,
     /// Closed batches that wait for their turn to be written.
     to_write: VecDeque<Batch<D::Buffer>>,
-    writes_in_flight: usize,
+    pub(crate) writes_in_flight: usize,
+    flush_wanted: bool,
+    /// Epochs that are to be saved one after the other; the first is being saved.
+    saving: VecDeque<Epochs>,
     sealed: VecDeque<Sealed>,
-    committed: Zxid,
-    published: Tree,
+    /// Empty in a server without an ensemble, which never needs it.
+    pub(crate) tail: VecDeque<Record>,
+    /// Where the bytes of proposals come from.
+    pub(crate) payloads: BytesMut,
+    pub(crate) committed: Zxid,
+    pub(crate) published: Tree,
     pub(crate) sessions: Sessions,
+    pub(crate) learning: Learning,
+    pub(crate) traffic: PeerTraffic,
+    pub(crate) errands: VecDeque<Errand>,
     chain: Chain<Publication>,
     /// Publications that every shard has left behind, until they are disposed of.
     freed: Vec<Publication>,
-    notices: Vec<ClientNotice>,
+    pub(crate) notices: Vec<ClientNotice>,
     pub(crate) stats: CoreStats,
     /// The time of the turn.
     pub(crate) now: Now,
@@ -88,12 +119,18 @@ pub struct CoreParts<D: Disk> {
     /// The configuration.
     pub settings: Arc<Settings>,
     /// Zab, before its first tick.
-    pub zab: Replica<()>,
+    pub zab: Replica<Bytes>,
+    /// Whether there is an ensemble.
+    pub alone: bool,
+    /// The data directory.
+    pub store: Store<D>,
     /// The log.
     pub log: TxnLog<D>,
-    /// What recovery found.
+    /// What recovery found: the state at the last transaction known to be committed.
     pub tree: Tree,
-    /// The sessions of `tree`.
+    /// What the log has above it.
+    pub tail: Vec<(Zxid, Bytes)>,
+    /// No sessions yet: those of `tree` are taken from there when a reign begins.
     pub sessions: Sessions,
     /// Where publications go; each shard has a cursor.
     pub chain: Chain<Publication>,
@@ -106,22 +143,36 @@ impl<D: Disk> Core<D> {
     pub fn new(parts: CoreParts<D>) -> Self {
         let mut log = parts.log;
         let batch = log.new_batch();
+        let tail = parts.tail.into_iter();
         let mut core = Self {
             settings: parts.settings,
             zab: parts.zab,
+            inputs: VecDeque::new(),
             outputs: Vec::new(),
+            store: parts.store,
             log,
+            alone: parts.alone,
+            standing: Standing::Looking,
+            standing_changed: true,
             committed: parts.tree.zxid(),
             published: parts.tree.clone(),
             head: parts.tree,
+            unpublished: false,
             batch,
             steps: Vec::new(),
             events: Vec::new(),
             batches: 1,
             to_write: VecDeque::new(),
             writes_in_flight: 0,
+            flush_wanted: false,
+            saving: VecDeque::new(),
             sealed: VecDeque::new(),
+            tail: tail.map(|(zxid, bytes)| Record { zxid, bytes }).collect(),
+            payloads: BytesMut::new(),
             sessions: parts.sessions,
+            learning: Learning::default(),
+            traffic: PeerTraffic::default(),
+            errands: VecDeque::new(),
             chain: parts.chain,
             freed: Vec::new(),
             notices: Vec::new(),
@@ -129,7 +180,7 @@ impl<D: Disk> Core<D> {
             now: parts.now,
         };
         // The first tick makes a server without an ensemble the leader of itself.
-        core.input(Input::Tick);
+        core.tick();
         core
     }
 
@@ -138,204 +189,22 @@ impl<D: Disk> Core<D> {
         self.now = now;
     }
 
+    /// Some time has passed: one of Zab's ticks. Without an ensemble nothing waits for it.
+    pub fn tick(&mut self) {
+        self.input(Input::Tick);
+    }
+
     /// Takes one message.
     pub fn hear(&mut self, message: ClientMessage) {
-        match message {
-            ClientMessage::NewSession { from, timeout_ms } => self.new_session(from, timeout_ms),
-            ClientMessage::Reconnect {
-                from,
-                session,
-                timeout_ms,
-            } => {
-                self.reconnect(from, session, timeout_ms);
-            }
-            ClientMessage::Write(write) => self.write(&write),
-            ClientMessage::Disconnected { from, session } => self.sessions.detach(session, from),
+        match self.standing {
+            // Its connection is being closed.
+            Standing::Looking => {}
+            standing if standing.proposes() => self.hear_as_proposer(message),
+            _ => self.hear_as_learner(message),
         }
     }
 
-    fn new_session(&mut self, to: ClientKey, timeout_ms: i32) {
-        let session = self.sessions.open(timeout_ms, to, self.now.monotonic_ms());
-        self.own(
-            session.session,
-            Answer::Session { to, session },
-            |head, zxid, context, _| execute_create_session(head, zxid, timeout_ms, context),
-        );
-    }
-
-    fn reconnect(&mut self, from: ClientKey, session: SessionId, timeout_ms: i32) {
-        let now_ms = self.now.monotonic_ms();
-        match self.sessions.reattach(session, timeout_ms, from, now_ms) {
-            None => self.notices.push(ClientNotice::Expired { to: from }),
-            Some((session, None)) => {
-                self.notices
-                    .push(ClientNotice::Attach { to: from, session });
-            }
-            Some((session, Some(client))) => {
-                self.notices.push(ClientNotice::Detach {
-                    client,
-                    then: from,
-                    session,
-                });
-            }
-        }
-    }
-
-    fn write(&mut self, write: &WriteMessage) {
-        let &WriteMessage {
-            from: to,
-            session,
-            xid,
-            op,
-            keep_before,
-            ..
-        } = write;
-        self.make_room(write.body.len());
-        let last_batch = self.sessions.note_write(session, self.batches);
-        // Reads that wait behind a write of an earlier batch are answered when that is published.
-        let keep_before = keep_before && last_batch == Some(self.batches);
-        let before = keep_before.then(|| self.head.clone());
-        if op == OpCode::Sync {
-            // Its place in the order is its meaning: everything before it is committed when it is
-            // answered.
-            let answer = Answer::Write {
-                to,
-                xid,
-                outcome: Ok(WriteReply::Empty),
-            };
-            self.step(self.head.zxid(), before, answer);
-            return;
-        }
-        if let Err(error) = self.admit(write) {
-            let answer = Answer::Write {
-                to,
-                xid,
-                outcome: Err(error),
-            };
-            self.step(self.head.zxid(), before, answer);
-            return;
-        }
-        let settings = Arc::clone(&self.settings);
-        let context = Context {
-            session,
-            session_state: if last_batch.is_some() {
-                SessionState::Live
-            } else {
-                SessionState::Closing
-            },
-            cxid: xid.0,
-            time_ms: self.now.wall_ms,
-            identities: &write.identities,
-            settings: &settings.tree,
-        };
-        let zxid = self.next_zxid();
-        let (head, events) = (&mut self.head, &mut self.events);
-        let text = LossyText::new();
-        let executed = match execute_bytes(head, zxid, op, &write.body, &text, &context, events) {
-            Ok(executed) => executed,
-            Err(error) => {
-                let answer = Answer::Write {
-                    to,
-                    xid,
-                    outcome: Err(error),
-                };
-                self.step(self.head.zxid(), before, answer);
-                return;
-            }
-        };
-        if op == OpCode::CloseSession {
-            self.sessions.close(session);
-        }
-        self.record(executed, before, |outcome| Answer::Write {
-            to,
-            xid,
-            outcome,
-        });
-    }
-
-    /// Whether a write may be executed now.
-    ///
-    /// # Errors
-    /// When the disk is full, or when the write has waited too long (`throttled_op_wait_time`).
-    fn admit(&mut self, write: &WriteMessage) -> Result<(), ZkError> {
-        if write.op == OpCode::CloseSession {
-            return Ok(());
-        }
-        let wait_ms_max = self.settings.config.throttle.op_wait_ms_max;
-        if let Some(wait_ms_max) = wait_ms_max
-            && self.now.monotonic_us - write.arrived_us > u64::from(wait_ms_max) * 1000
-        {
-            self.stats.throttled += 1;
-            return Err(ZkError::ThrottledOp);
-        }
-        let Err(error) = self.log.admits() else {
-            return Ok(());
-        };
-        self.stats.refused += 1;
-        if self.stats.refused.is_power_of_two() {
-            tracing::error!(%error, refused = self.stats.refused, "writes are refused");
-        }
-        // Nothing of it is in Apache's protocol; -1 is what its clients show as a system error.
-        Err(ZkError::SystemError)
-    }
-
-    /// Executes a transaction of the server's own, in the name of `session`.
-    fn own<'x>(
-        &mut self,
-        session: SessionId,
-        answer: Answer,
-        execute: impl FnOnce(&mut Tree, Zxid, &Context<'_>, &mut Vec<Event>) -> Executed<'x>,
-    ) {
-        self.make_room(0);
-        let settings = Arc::clone(&self.settings);
-        let context = Context {
-            session,
-            ..Context::internal(self.now.wall_ms, &settings.tree)
-        };
-        let zxid = self.next_zxid();
-        let executed = execute(&mut self.head, zxid, &context, &mut self.events);
-        self.record(executed, None, |_| answer);
-    }
-
-    fn next_zxid(&self) -> Zxid {
-        self.zab
-            .next_zxid()
-            .expect("a server without an ensemble always leads")
-    }
-
-    /// Encodes a transaction into the open batch.
-    fn record(
-        &mut self,
-        executed: Executed<'_>,
-        before: Option<Tree>,
-        answer: impl FnOnce(Result<WriteReply, ZkError>) -> Answer,
-    ) {
-        let Executed {
-            header,
-            txn,
-            outcome,
-            digest,
-            warnings,
-        } = executed;
-        for warning in warnings {
-            self.stats.warn_of_quota(&warning, self.now.monotonic_ms());
-        }
-        let digest = self.settings.config.ensemble.tree_digest.then_some(&digest);
-        let len = record_len(&txn, digest.is_some());
-        self.batch
-            .append(header.zxid, len, |mut place| {
-                encode_record(&header, &txn, digest, &mut place)
-            })
-            .expect("execute keeps transactions within the limit, and zxids grow");
-        self.stats.logged(header.zxid, self.head.digest(), len);
-        self.input(Input::Proposed {
-            zxid: header.zxid,
-            payload: (),
-        });
-        self.step(header.zxid, before, answer(outcome));
-    }
-
-    fn step(&mut self, zxid: Zxid, before: Option<Tree>, answer: Answer) {
+    pub(crate) fn step(&mut self, zxid: Zxid, before: Option<Tree>, answer: Answer) {
         self.steps.push(Step {
             zxid,
             events_end: self.events.len(),
@@ -344,8 +213,10 @@ impl<D: Disk> Core<D> {
         });
     }
 
+    // The log.
+
     /// Closes the open batch when a transaction of about `body_bytes` might not fit it.
-    fn make_room(&mut self, body_bytes: usize) {
+    pub(crate) fn make_room(&mut self, body_bytes: usize) {
         if !self.batch.has_room(body_bytes + TXN_BYTES_BESIDE_BODY) {
             self.seal();
         }
@@ -353,22 +224,21 @@ impl<D: Disk> Core<D> {
 
     /// Closes the open batch.
     fn seal(&mut self) {
-        if self.steps.is_empty() {
-            return;
+        if self.standing.proposes() && !self.steps.is_empty() {
+            self.batches += 1;
+            // The next batch is about as large as this one; growing its vectors step by step would copy them.
+            let steps = Vec::with_capacity(self.steps.len());
+            let events = Vec::with_capacity(self.events.len());
+            let publication = Publication {
+                tree: self.head.clone(),
+                steps: mem::replace(&mut self.steps, steps),
+                events: mem::replace(&mut self.events, events),
+            };
+            self.sealed.push_back(Sealed {
+                through: self.head.zxid(),
+                publication,
+            });
         }
-        self.batches += 1;
-        // The next batch is about as large as this one; growing its vectors step by step would copy them.
-        let steps = Vec::with_capacity(self.steps.len());
-        let events = Vec::with_capacity(self.events.len());
-        let publication = Publication {
-            tree: self.head.clone(),
-            steps: mem::replace(&mut self.steps, steps),
-            events: mem::replace(&mut self.events, events),
-        };
-        self.sealed.push_back(Sealed {
-            through: self.head.zxid(),
-            publication,
-        });
         if !self.batch.is_empty() {
             let next = self.log.new_batch();
             self.to_write.push_back(mem::replace(&mut self.batch, next));
@@ -388,46 +258,197 @@ impl<D: Disk> Core<D> {
             self.publish();
         }
         let batch = self.to_write.pop_front()?;
+        Some(self.write_batch(batch))
+    }
+
+    fn write_batch(
+        &mut self,
+        batch: Batch<D::Buffer>,
+    ) -> impl Future<Output = Result<Zxid, StorageError>> + 'static + use<D> {
         self.writes_in_flight += 1;
-        Some(self.log.write(batch, self.committed))
+        self.log.write(batch, self.zab.committed())
     }
 
-    /// A write has completed: everything up to `through` is durable.
-    pub fn flushed(&mut self, through: Zxid) {
+    /// Hands everything that waits to the log, whatever is on its way: what comes next must find it there.
+    pub(crate) fn write_all(&mut self) {
+        self.seal();
+        while let Some(batch) = self.to_write.pop_front() {
+            let written = self.write_batch(batch);
+            let work = async move { written.await.map(|_| Done::Written) };
+            self.errands.push_back(Errand::Run(Box::pin(work)));
+        }
+    }
+
+    /// A write has completed.
+    pub fn flushed(&mut self) {
         self.writes_in_flight -= 1;
-        self.input(Input::Flushed {
-            through,
-            generation: self.zab.log_generation(),
-        });
-        self.publish();
+        let flushed = self.durable();
+        self.input(flushed);
     }
 
-    fn input(&mut self, input: Input<()>) {
-        let mut outputs = mem::take(&mut self.outputs);
-        self.zab
-            .step(input, &mut outputs)
-            .expect("a server without an ensemble has no peer that could break the protocol");
-        let mut flush_wanted = false;
-        for output in outputs.drain(..) {
-            match output {
-                Output::Commit { through } => self.committed = through,
-                Output::Flush => flush_wanted = true,
-                _ => {}
-            }
-        }
-        self.outputs = outputs;
-        // What is recovered is durable; everything else is answered when its batch is written.
-        if flush_wanted && self.batch.is_empty() && self.sealed.is_empty() && self.steps.is_empty()
-        {
-            let through = self.log.durable_through().max(self.committed);
-            if through == self.head.zxid() && self.zab.delivered() < through {
-                self.input(Input::Flushed {
-                    through,
-                    generation: self.zab.log_generation(),
-                });
-            }
+    fn durable(&self) -> Input<Bytes> {
+        let Durable {
+            through,
+            generation,
+        } = self.log.durable();
+        let generation = LogGeneration(generation);
+        Input::Flushed {
+            through,
+            generation,
         }
     }
+
+    /// Attests the last batch of the log, so that damage to it can be told from a torn write.
+    pub fn seal_log(
+        &mut self,
+    ) -> impl Future<Output = Result<Zxid, StorageError>> + 'static + use<D> {
+        self.log.seal(self.zab.committed())
+    }
+
+    /// Cuts the log. No snapshot shows more than what was committed, which is never cut.
+    fn truncate(&mut self, to: Zxid, generation: LogGeneration) {
+        self.write_all();
+        self.tail.retain(|record| record.zxid <= to);
+        self.log.begin_generation(generation.0);
+        self.writes_in_flight += 1;
+        let cut = self.log.truncate(to);
+        let work = async move { cut.await.map(|_| Done::Written) };
+        self.errands.push_back(Errand::Run(Box::pin(work)));
+    }
+
+    // Zab.
+
+    /// Lets Zab take one input, and carries out what it says.
+    pub(crate) fn input(&mut self, input: Input<Bytes>) {
+        self.inputs.push_back(input);
+        loop {
+            while let Some(input) = self.inputs.pop_front() {
+                let mut outputs = mem::take(&mut self.outputs);
+                if let Err(violation) = self.zab.step(input, &mut outputs) {
+                    tracing::warn!(%violation, "a peer broke the protocol");
+                }
+                for output in outputs.drain(..) {
+                    self.carry_out(output);
+                }
+                self.outputs = outputs;
+            }
+            if !mem::take(&mut self.flush_wanted) || self.has_unwritten() {
+                break;
+            }
+            // Nothing is on its way that would report.
+            self.inputs.push_back(self.durable());
+        }
+        if self.standing.proposes() {
+            self.publish();
+        }
+    }
+
+    /// Another input, to be taken when the outputs of this one are carried out.
+    pub(crate) fn input_next(&mut self, input: Input<Bytes>) {
+        self.inputs.push_back(input);
+    }
+
+    fn carry_out(&mut self, output: Output<Bytes>) {
+        match output {
+            Output::SaveEpoch { epochs } => {
+                self.saving.push_back(epochs);
+                if self.saving.len() == 1 {
+                    self.save_epochs(epochs);
+                }
+            }
+            Output::Append { proposal } => self.append(proposal.zxid, proposal.payload),
+            Output::Flush => self.flush_wanted = true,
+            Output::Truncate { to, generation } => self.truncate(to, generation),
+            Output::Commit { through } => {
+                self.committed = through;
+                if !self.standing.proposes() {
+                    self.apply_through(through);
+                }
+            }
+            Output::SyncDone => self.sync_done(),
+            Output::ChangeRole { role } => self.change_role(role),
+            // Syncs of this server's own clients have their place among its writes.
+            Output::Synced { .. } => {}
+            output => self.carry_out_at_peers(output),
+        }
+    }
+
+    /// A proposal of the leader's goes to the log.
+    fn append(&mut self, zxid: Zxid, bytes: Bytes) {
+        self.make_room(bytes.len());
+        self.batch
+            .append(zxid, bytes.len(), |place| place.copy_from_slice(&bytes))
+            .expect("its length was checked when it came, and Zab takes no zxid twice");
+        self.stats.logged(bytes.len());
+        self.tail.push_back(Record { zxid, bytes });
+    }
+
+    fn save_epochs(&mut self, epochs: Epochs) {
+        let store = self.store.clone();
+        let work = async move {
+            let state = EpochState {
+                accepted: epochs.accepted,
+                current: epochs.current,
+                is_member: epochs.member,
+            };
+            store.save_epoch_state(state).await?;
+            Ok(Done::EpochsSaved(epochs))
+        };
+        self.errands.push_back(Errand::Run(Box::pin(work)));
+    }
+
+    /// An errand is done.
+    pub fn done(&mut self, done: Done) {
+        match done {
+            Done::Written => self.flushed(),
+            Done::EpochsSaved(epochs) => {
+                self.saving.pop_front();
+                if let Some(next) = self.saving.front() {
+                    self.save_epochs(*next);
+                }
+                self.input(Input::EpochSaved { epochs });
+            }
+            Done::Read { link, proposals } => self.history_read(link, proposals),
+            Done::Installed => self.snapshot_installed(),
+        }
+        self.take_forwarded();
+    }
+
+    fn change_role(&mut self, role: Role) {
+        let had_led = self.standing.proposes();
+        let standing = Standing::of(role, self.alone);
+        tracing::info!(standing = standing.name(), committed = %self.committed,
+            "{}", if standing.is_serving() { "serving" } else { "looking for a leader" });
+        if had_led {
+            // What of it is in the log waits there for the next leader to settle.
+            self.write_all();
+            self.sealed.clear();
+            self.head = self.published.clone();
+        }
+        self.standing = standing;
+        self.standing_changed = true;
+        // Clients are told by the end of their connections.
+        self.steps.clear();
+        self.events.clear();
+        self.learning.clear();
+        self.traffic.forget_requests();
+        if had_led {
+            self.apply_through(self.committed);
+        }
+        if standing.proposes() {
+            assert!(
+                self.tail.is_empty(),
+                "a leader's history is committed before it leads"
+            );
+            self.publish_applied();
+            let now_ms = self.now.monotonic_ms();
+            self.sessions.restart(self.head.sessions(), now_ms);
+        } else {
+            self.sessions.clear();
+        }
+    }
+
+    // Publications.
 
     /// Publishes every batch that is committed.
     fn publish(&mut self) {
@@ -435,12 +456,16 @@ impl<D: Disk> Core<D> {
         let mut told = ShardSet::default();
         while let Some(sealed) = self.sealed.front()
             && sealed.through <= self.committed
-            && let Some(Sealed { publication, .. }) = self.sealed.pop_front()
+            && let Some(Sealed {
+                publication,
+                through,
+            }) = self.sealed.pop_front()
         {
-            let bytes = publication.steps.len() * STEP_BYTES;
+            while self.tail.front().is_some_and(|it| it.zxid <= through) {
+                self.tail.pop_front();
+            }
             told.add_all(&publication);
-            self.published = publication.tree.clone();
-            self.chain.append(publication, bytes, &mut self.freed);
+            self.append_publication(publication);
             published = true;
         }
         if published {
@@ -448,14 +473,64 @@ impl<D: Disk> Core<D> {
         }
     }
 
+    /// Publishes what a learner has applied since the last time.
+    pub(crate) fn publish_applied(&mut self) {
+        if self.steps.is_empty() && !mem::take(&mut self.unpublished) {
+            return;
+        }
+        self.unpublished = false;
+        let publication = Publication {
+            tree: self.head.clone(),
+            steps: mem::take(&mut self.steps),
+            events: mem::take(&mut self.events),
+        };
+        let mut told = ShardSet::default();
+        told.add_all(&publication);
+        self.batches += 1;
+        self.append_publication(publication);
+        self.chain.ring_some(|shard| told.contains(shard));
+    }
+
+    fn append_publication(&mut self, publication: Publication) {
+        let bytes = publication.steps.len() * STEP_BYTES;
+        self.published = publication.tree.clone();
+        self.chain.append(publication, bytes, &mut self.freed);
+    }
+
+    /// After a turn: what was applied is published, what every shard has left behind is disposed of.
+    pub fn end_turn(&mut self) {
+        if !self.standing.proposes() {
+            self.publish_applied();
+        }
+        self.freed.clear();
+    }
+
     /// What connections are to be told, oldest first; to be delivered at the end of the turn.
     pub fn notices(&mut self) -> impl Iterator<Item = ClientNotice> + '_ {
         self.notices.drain(..)
     }
 
-    /// After a turn: what every shard has left behind is disposed of.
-    pub fn end_turn(&mut self) {
-        self.freed.clear();
+    /// What this server is, if that has changed. Shards hear of it after the publications of the turn and
+    /// before its notices.
+    pub fn take_standing(&mut self) -> Option<Standing> {
+        mem::take(&mut self.standing_changed).then_some(self.standing)
+    }
+
+    /// What the links to other members are to do, in order; to be done at the end of the turn.
+    pub fn commands(&mut self) -> impl Iterator<Item = PeerCommand> + '_ {
+        self.traffic.commands.drain(..)
+    }
+
+    /// What else is to be done, in order.
+    pub fn next_errand(&mut self) -> Option<Errand> {
+        self.errands.pop_front()
+    }
+
+    // What others look at.
+
+    /// What this server is.
+    pub const fn standing(&self) -> Standing {
+        self.standing
     }
 
     /// What has been counted.
@@ -473,79 +548,30 @@ impl<D: Disk> Core<D> {
         &self.log
     }
 
-    /// When [`Core::expire_sessions`] has something to look at next, in milliseconds.
-    pub fn next_expiry_ms(&self) -> Option<u64> {
-        self.sessions.next_due_ms()
-    }
-
     /// The state that is published.
     pub const fn published_tree(&self) -> &Tree {
         &self.published
     }
 
-    /// Attests the last batch of the log, so that damage to it can be told from a torn write.
-    pub fn seal_log(
-        &mut self,
-    ) -> impl Future<Output = Result<Zxid, StorageError>> + 'static + use<D> {
-        self.log.seal(self.committed)
+    /// Zab's part.
+    pub const fn zab(&self) -> &Replica<Bytes> {
+        &self.zab
+    }
+
+    /// Gives up the role: the server stops.
+    pub fn retire(&mut self) {
+        if !self.alone {
+            let resynchronize = false;
+            self.input(Input::GiveUp { resynchronize });
+        }
     }
 
     /// Whether nothing waits to be written or published.
     pub fn is_idle(&self) -> bool {
-        self.writes_in_flight == 0
-            && self.steps.is_empty()
-            && self.to_write.is_empty()
-            && self.sealed.is_empty()
+        !self.has_unwritten() && self.steps.is_empty() && self.sealed.is_empty()
     }
 
-    /// Closes the sessions that have expired.
-    pub fn expire_sessions(&mut self) {
-        for session in self.sessions.expired(self.now.monotonic_ms()) {
-            tracing::info!(%session, "session expired");
-            self.stats.sessions_expired += 1;
-            let Some(closed) = self.sessions.close(session) else {
-                continue;
-            };
-            let answer = closed
-                .owner
-                .map_or(Answer::Nobody, |to| Answer::Dropped { to });
-            self.own(session, answer, execute_close_session);
-        }
-    }
-
-    /// Containers that are empty and TTL znodes that have expired.
-    pub fn deletable_containers(&self) -> Vec<String> {
-        let never_used_ms_max = self.containers().never_used_ms_max.unwrap_or(0);
-        let never_used_ms_max = i64::try_from(never_used_ms_max).unwrap_or(i64::MAX);
-        sweep::expired(&self.published, self.now.wall_ms, never_used_ms_max)
-            .map(str::to_owned)
-            .collect()
-    }
-
-    /// Deletes a container or a TTL znode, unless it has become used meanwhile.
-    pub fn delete_container(&mut self, path: &str) {
-        // The sweep looked at what is published, and this znode may be on its way out already.
-        let is_empty = |node: Node<'_>| node.num_children() == 0;
-        if !self.head.get(path).is_some_and(is_empty) {
-            return;
-        }
-        self.own(
-            SessionId::NONE,
-            Answer::Nobody,
-            |head, zxid, context, events| {
-                execute(
-                    head,
-                    zxid,
-                    &Request::DeleteContainer { path },
-                    context,
-                    events,
-                )
-            },
-        );
-    }
-
-    /// How containers are to be deleted.
-    pub fn containers(&self) -> &ContainersConfig {
-        &self.settings.config.containers
+    fn has_unwritten(&self) -> bool {
+        self.writes_in_flight > 0 || !self.batch.is_empty() || !self.to_write.is_empty()
     }
 }

@@ -8,6 +8,7 @@ use ringkeeper_storage::Disk;
 use ringkeeper_tree::QuotaWarning;
 
 use crate::core::Core;
+use crate::standing::Standing;
 
 /// Transactions between two digests that `hash` lists.
 const DIGEST_INTERVAL: u64 = 128;
@@ -21,6 +22,8 @@ const QUOTA_WARNING_INTERVAL_MS: u64 = 60_000;
 /// What the core says of itself.
 #[derive(Debug, Default)]
 pub struct CoreReport {
+    /// What the server is.
+    pub standing: Standing,
     /// Sessions by when they are due, in milliseconds from now.
     pub due: Vec<(i64, Vec<SessionId>)>,
     /// How many sessions there are.
@@ -55,6 +58,8 @@ pub struct CoreStats {
     pub snapshot_errors: u64,
     /// How long the last one took.
     pub last_snapshot_ms: u64,
+    /// Transactions after which the tree's digest was not that of the leader.
+    pub digest_mismatches: u64,
     pub(crate) throttled: u64,
     pub(crate) refused: u64,
     transactions: u64,
@@ -63,10 +68,14 @@ pub struct CoreStats {
 }
 
 impl CoreStats {
-    /// Counts a transaction of `len` bytes, after which the tree has `digest`.
-    pub fn logged(&mut self, zxid: Zxid, digest: u64, len: usize) {
+    /// Counts a transaction of `len` bytes that goes to the log.
+    pub const fn logged(&mut self, len: usize) {
         self.since_snapshot.txns += 1;
         self.since_snapshot.log_bytes += len as u64;
+    }
+
+    /// Counts a transaction after which the tree has `digest`.
+    pub fn applied(&mut self, zxid: Zxid, digest: u64) {
         self.transactions += 1;
         if self.transactions.is_multiple_of(DIGEST_INTERVAL) {
             self.digests.push_back((zxid, digest));
@@ -112,7 +121,25 @@ impl<D: Disk> Core<D> {
             ("last_snapshottime", Metric::Integer(stats.last_snapshot_ms)),
             ("throttled_ops", Metric::Integer(stats.throttled)),
             ("writes_refused_disk_full", Metric::Integer(stats.refused)),
+            (
+                "digest_mismatches_count",
+                Metric::Integer(stats.digest_mismatches),
+            ),
         ];
+        if matches!(self.standing, Standing::Leading(_)) {
+            let learners = self.zab.learners();
+            let count = |observer: bool, synced: Option<bool>| {
+                let is_one = |(_, observes, is_synced): &&(_, bool, bool)| {
+                    *observes == observer && synced.is_none_or(|synced| *is_synced == synced)
+                };
+                Metric::Integer(learners.iter().filter(is_one).count() as u64)
+            };
+            metrics.extend([
+                ("learners", Metric::Integer(learners.len() as u64)),
+                ("synced_followers", count(false, Some(true))),
+                ("synced_observers", count(true, Some(true))),
+            ]);
+        }
         self.log.with_stats(|log| {
             let write_ms = |quantile| log.write_us.value_at_quantile(quantile) as f64 / 1000.0;
             metrics.extend([
@@ -130,6 +157,7 @@ impl<D: Disk> Core<D> {
             ]);
         });
         CoreReport {
+            standing: self.standing,
             due: self.sessions.by_deadline(self.now.monotonic_ms()),
             sessions: self.sessions.len(),
             sessions_expired: stats.sessions_expired,

@@ -11,16 +11,23 @@ mod core;
 mod core_report;
 #[cfg(test)]
 mod core_tests;
+mod errand;
+mod learning;
 mod messages;
+mod peer_traffic;
+mod proposing;
 mod publication;
 mod replay;
 mod sessions;
 mod settings;
+mod standing;
 
 pub use crate::core::{Core, CoreParts, WRITES_IN_FLIGHT_MAX};
 pub use crate::core_report::{CoreReport, CoreStats, Metric};
+pub use crate::errand::{Done, Errand, Work};
 pub use crate::messages::{ClientMessage, ClientNotice, Now, WriteMessage};
 pub use crate::publication::{Answer, Attached, ClientKey, Publication, ShardSet, Step, Touch};
 pub use crate::replay::{Replay, ReplayError, Replayed, replay};
 pub use crate::sessions::Sessions;
 pub use crate::settings::Settings;
+pub use crate::standing::Standing;

@@ -83,6 +83,11 @@ pub enum ClientNotice {
         /// The session.
         session: Attached,
     },
+    /// A connection is closed: its session has gone to another server, or an answer to it has got lost.
+    Drop {
+        /// The connection.
+        client: ClientKey,
+    },
 }
 
 impl ClientNotice {
@@ -90,7 +95,7 @@ impl ClientNotice {
     pub const fn shard(&self) -> u32 {
         match self {
             Self::Attach { to, .. } | Self::Expired { to } => to.shard,
-            Self::Detach { client, .. } => client.shard,
+            Self::Detach { client, .. } | Self::Drop { client } => client.shard,
         }
     }
 }

@@ -69,6 +69,8 @@ impl Replay {
             self.replayed.zxids.push(zxid);
         }
         if zxid > self.through {
+            // Whoever applies it later relies on that.
+            decode_record(record)?;
             let record = Bytes::copy_from_slice(record);
             self.replayed.suffix.push((zxid, record));
             return Ok(());

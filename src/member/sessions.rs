@@ -1,9 +1,10 @@
 //! The sessions of this server: who holds each, and when it expires.
 //!
 //! Invariants:
-//! - A session is here from the moment its creation is proposed until its close is proposed or, after
-//!   a restart, from recovery on. The replicated tree says what is committed; this says what is true
-//!   for the next request.
+//! - Where this server orders writes (alone or as leader) all sessions are here: from the moment its
+//!   creation is proposed until its close is proposed or, under a new leader, from the start of its reign
+//!   on. The replicated tree says what is committed; this says what is true for the next request.
+//! - At a learner those are here that its own clients hold, and nothing expires.
 //! - A session is due only when its time-out has passed since it was last heard of; the expiry queue
 //!   rounds up to the next tick, and a due session that was touched meanwhile is queued again.
 
@@ -12,20 +13,42 @@ use std::mem;
 use std::sync::Arc;
 
 use ringkeeper_proto::SessionId;
+use ringkeeper_tree::SessionState;
 use ringkeeper_tree::session::ExpiryQueue;
+use ringkeeper_zab::LinkId;
 
 use crate::publication::{Attached, ClientKey, Touch};
 
 /// A session id has the server's id in its highest byte.
 const SERVER_SHIFT: u32 = 56;
 
+/// Whose client holds a session (ZK: `SessionTracker.setOwner`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// Nobody's, as far as is known; the first that asks for something has it.
+    Nobody,
+    /// A client of this server.
+    Client(ClientKey),
+    /// A client of a learner, on this link.
+    Learner(LinkId),
+}
+
+impl Holder {
+    /// The connection here that has it.
+    pub(crate) const fn client(self) -> Option<ClientKey> {
+        match self {
+            Self::Client(client) => Some(client),
+            Self::Nobody | Self::Learner(_) => None,
+        }
+    }
+}
+
 /// What the replica core knows of a session.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) timeout_ms: i32,
     pub(crate) touch: Arc<Touch>,
-    /// The connection that holds it, if one does.
-    pub(crate) owner: Option<ClientKey>,
+    pub(crate) holder: Holder,
     /// The batch that its last write went into.
     last_batch: u64,
 }
@@ -35,6 +58,7 @@ pub(crate) struct Session {
 pub struct Sessions {
     sessions: HashMap<SessionId, Session>,
     expiry: ExpiryQueue,
+    tick_ms: u64,
     next_id: SessionId,
 }
 
@@ -44,31 +68,42 @@ impl Sessions {
         Self {
             sessions: HashMap::new(),
             expiry: ExpiryQueue::new(tick_ms),
+            tick_ms,
             next_id: first_id,
         }
     }
 
-    /// A new id and its session, held by `owner`.
-    pub(crate) fn open(&mut self, timeout_ms: i32, owner: ClientKey, now_ms: u64) -> Attached {
+    /// A new id for a session.
+    pub(crate) const fn next_id(&mut self) -> SessionId {
         let session = self.next_id;
         self.next_id = SessionId(session.0.wrapping_add(1));
-        self.insert(session, timeout_ms, Some(owner), now_ms)
+        session
     }
 
-    /// A session that was recovered: it gets its full time-out again, as under a new leader.
-    pub fn recovered(&mut self, session: SessionId, timeout_ms: i32, now_ms: u64) {
-        self.insert(session, timeout_ms, None, now_ms);
-        let same_server = session.0 >> SERVER_SHIFT == self.next_id.0 >> SERVER_SHIFT;
-        if same_server && session.0 >= self.next_id.0 {
-            self.next_id = SessionId(session.0.wrapping_add(1));
+    /// Forgets every session, and takes these, each with its full time-out: a reign begins.
+    pub(crate) fn restart(&mut self, all: impl Iterator<Item = (SessionId, i32)>, now_ms: u64) {
+        self.clear();
+        for (session, timeout_ms) in all {
+            self.insert(session, timeout_ms, Holder::Nobody, now_ms);
+            let same_server = session.0 >> SERVER_SHIFT == self.next_id.0 >> SERVER_SHIFT;
+            if same_server && session.0 >= self.next_id.0 {
+                self.next_id = SessionId(session.0.wrapping_add(1));
+            }
         }
     }
 
-    fn insert(
+    /// Forgets every session.
+    pub(crate) fn clear(&mut self) {
+        self.sessions.clear();
+        self.expiry = ExpiryQueue::new(self.tick_ms);
+    }
+
+    /// Adds a session, or replaces what is known of it.
+    pub(crate) fn insert(
         &mut self,
         session: SessionId,
         timeout_ms: i32,
-        owner: Option<ClientKey>,
+        holder: Holder,
         now_ms: u64,
     ) -> Attached {
         let touch = Arc::new(Touch::at(now_ms));
@@ -78,7 +113,7 @@ impl Sessions {
             Session {
                 timeout_ms,
                 touch: Arc::clone(&touch),
-                owner,
+                holder,
                 last_batch: 0,
             },
         );
@@ -89,19 +124,19 @@ impl Sessions {
         }
     }
 
-    /// Gives `session` to the connection `owner`, with a new time-out; answers with the connection that
-    /// held it. `None`: there is no such session.
+    /// Gives `session` to `holder`, with a new time-out; answers with who held it. `None`: there is no
+    /// such session.
     pub(crate) fn reattach(
         &mut self,
         session: SessionId,
         timeout_ms: i32,
-        owner: ClientKey,
+        holder: Holder,
         now_ms: u64,
-    ) -> Option<(Attached, Option<ClientKey>)> {
+    ) -> Option<(Attached, Holder)> {
         let entry = self.sessions.get_mut(&session)?;
         entry.touch.touch(now_ms);
         entry.timeout_ms = timeout_ms;
-        let before = entry.owner.replace(owner);
+        let before = mem::replace(&mut entry.holder, holder);
         self.expiry.schedule(session, now_ms, duration(timeout_ms));
         let attached = Attached {
             session,
@@ -111,26 +146,60 @@ impl Sessions {
         Some((attached, before))
     }
 
-    /// The connection `from` has ended; its session lives on without a connection.
-    pub(crate) fn detach(&mut self, session: SessionId, from: ClientKey) {
-        if let Some(entry) = self.sessions.get_mut(&session)
-            && entry.owner == Some(from)
-        {
-            entry.owner = None;
+    /// The connection `from` has ended; its session lives on without one. False if it had none.
+    pub(crate) fn detach(&mut self, session: SessionId, from: ClientKey) -> bool {
+        let entry = self.sessions.get_mut(&session);
+        let Some(entry) = entry.filter(|entry| entry.holder == Holder::Client(from)) else {
+            return false;
+        };
+        entry.holder = Holder::Nobody;
+        true
+    }
+
+    /// A learner has heard of a session.
+    pub(crate) fn touch(&self, session: SessionId, now_ms: u64) {
+        if let Some(entry) = self.sessions.get(&session) {
+            entry.touch.touch(now_ms);
         }
     }
 
-    /// Takes a session out: its close is proposed.
+    /// The sessions of this server's clients that were heard of since `since_ms`, and their time-outs.
+    pub(crate) fn touched_since(&self, since_ms: u64) -> impl Iterator<Item = (SessionId, i32)> {
+        let sessions = self.sessions.iter();
+        sessions
+            .filter(move |(_, entry)| entry.touch.last_ms() >= since_ms)
+            .map(|(session, entry)| (*session, entry.timeout_ms))
+    }
+
+    /// Takes a session out: its close is proposed, or its client has left this learner.
     pub(crate) fn close(&mut self, session: SessionId) -> Option<Session> {
         self.expiry.remove(session);
         self.sessions.remove(&session)
     }
 
-    /// Notes that a write of a session goes into `batch`; answers with the batch of the one before, or
-    /// `None` when the session may not ask for anything any more.
-    pub(crate) fn note_write(&mut self, session: SessionId, batch: u64) -> Option<u64> {
-        let entry = self.sessions.get_mut(&session)?;
-        Some(mem::replace(&mut entry.last_batch, batch))
+    /// Notes that a write of a session, asked for by a client of `from`, goes into `batch`; answers with how
+    /// the session stands, and with the batch of its write before.
+    pub(crate) fn note_write(
+        &mut self,
+        session: SessionId,
+        from: Holder,
+        batch: u64,
+    ) -> (SessionState, Option<u64>) {
+        let Some(entry) = self.sessions.get_mut(&session) else {
+            return (SessionState::Closing, None);
+        };
+        // ZK: SessionTrackerImpl.checkSession. Within a server a session that has moved is told by the
+        // end of its old connection.
+        let state = match (entry.holder, from) {
+            (Holder::Nobody, from) => {
+                entry.holder = from;
+                SessionState::Live
+            }
+            (Holder::Client(_), Holder::Client(_)) => SessionState::Live,
+            (holder, from) if holder == from => SessionState::Live,
+            _ => SessionState::Moved,
+        };
+        (state, Some(mem::replace(&mut entry.last_batch, batch)))
     }
 
     /// The sessions that have expired by `now_ms`. They stay until [`Sessions::close`].

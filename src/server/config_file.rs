@@ -37,13 +37,6 @@ fn read(file: Option<&Path>, assignments: &[String]) -> Result<Loaded> {
         None => None,
     };
     let loaded = Loaded::new(&raw, &Beside { my_id, dynamic })?;
-    if let Some(peers) = &loaded.config.peers {
-        bail!(
-            "the server lines name an ensemble of {} members, and this version runs standalone servers only. Keep the \
-             members on Apache ZooKeeper for now, or leave one server line for a standalone server with data of its own",
-            peers.membership.members.len()
-        );
-    }
     Ok(loaded)
 }
 
@@ -127,12 +120,15 @@ mod tests {
             directory.path().display()
         );
         fs::write(&path, text).unwrap();
-        fs::write(directory.path().join("myid"), "1\n").unwrap();
+        fs::write(directory.path().join("myid"), "4\n").unwrap();
         assert!(
-            failure(&[]).contains("an ensemble of 3 members"),
+            failure(&[]).contains("there is no line server.4"),
             "{}",
             failure(&[])
         );
+        fs::write(directory.path().join("myid"), "2\n").unwrap();
+        let peers = load(Some(&path), &[]).unwrap().config.peers.unwrap();
+        assert_eq!((peers.id, peers.membership.members.len()), (2, 3));
         assert!(failure(&["snapCount".to_owned()]).contains("not of the form key=value"));
     }
 

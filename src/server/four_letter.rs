@@ -55,7 +55,6 @@ pub(crate) async fn answer(
     }
     match &word {
         b"ruok" => "imok".into(),
-        b"isro" => "rw".into(),
         b"gtmk" => TRACE_MASK_DEFAULT.to_string(),
         b"stmk" => trace_mask(rest),
         b"conf" => configuration(settings),
@@ -80,7 +79,14 @@ pub(crate) async fn answer(
 }
 
 fn report(word: [u8; 4], report: &Report, links: &Links) -> String {
+    if !report.core.standing.is_serving() {
+        return match &word {
+            b"isro" => "null".into(),
+            _ => "This ZooKeeper instance is not currently serving requests\n".into(),
+        };
+    }
     match &word {
+        b"isro" => "rw".into(),
         b"srvr" => server(report, links, false),
         b"stat" => server(report, links, true),
         b"cons" => {
@@ -162,7 +168,7 @@ fn server(report: &Report, links: &Links, clients: bool) -> String {
     _ = write!(
         text,
         "Latency min/avg/max: {}/{}/{}\nReceived: {}\nSent: {}\nConnections: {}\nOutstanding: {}\n\
-         Zxid: {}\nMode: standalone\nNode count: {}\n",
+         Zxid: {}\nMode: {}\nNode count: {}\n",
         latency.min_ms,
         latency.avg_ms,
         latency.max_ms,
@@ -171,6 +177,7 @@ fn server(report: &Report, links: &Links, clients: bool) -> String {
         links.counts.connections(),
         links.counts.outstanding(),
         tree.map_or(Zxid::ZERO, Tree::zxid),
+        report.core.standing.name(),
         tree.map_or(0, Tree::node_count),
     );
     text

@@ -113,6 +113,9 @@ impl Shard {
         let mut reader = Reader::new(frame);
         let request = ConnectRequest::decode(&mut reader)
             .map_err(|error| format!("connect request: {error}"))?;
+        if !self.standing.is_serving() {
+            return Err("this server has no leader yet".into());
+        }
         let ours = self.tree.zxid();
         if request.last_zxid_seen.to_wire() > ours.to_wire() {
             return Err(format!(

@@ -11,6 +11,7 @@ mod command_line;
 mod config_file;
 mod connection_throttle;
 mod counts;
+mod ensemble;
 mod fatal;
 mod four_letter;
 mod intake;
@@ -19,6 +20,7 @@ mod logging;
 mod messages;
 mod monitor;
 mod outbox;
+mod peer_loop;
 mod placement;
 mod read_path;
 mod recovery;
@@ -31,6 +33,7 @@ mod shard_loop;
 mod snapshots;
 mod stats;
 mod threads;
+mod tree_sender;
 
 use std::process::ExitCode;
 

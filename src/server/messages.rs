@@ -1,8 +1,11 @@
 //! What the replica core and the shards say to each other, besides the chain of publications.
 
-use ringkeeper_member::{ClientMessage, ClientNotice, CoreReport};
+use bytes::Bytes;
+use ringkeeper_member::{ClientMessage, ClientNotice, CoreReport, Standing};
+use ringkeeper_storage::SnapshotInfo;
 use ringkeeper_transport::Accepted;
 use ringkeeper_transport::mailbox::Sender;
+use ringkeeper_zab::LinkId;
 
 use crate::report::{ShardReport, Wanted};
 use crate::snapshots::SnapshotTaken;
@@ -14,6 +17,10 @@ pub(crate) enum CoreMessage {
     Client(ClientMessage),
     /// The snapshot thread has finished.
     SnapshotTaken(Result<SnapshotTaken, String>),
+    /// The tree that a leader sent is written and verified.
+    SnapshotKept(Result<SnapshotInfo, String>),
+    /// The next chunk of a tree that goes to a learner; an empty one ends it.
+    TreeChunk { link: LinkId, bytes: Bytes },
     /// Somebody asks for the core's part of a report.
     Report(Sender<CoreReport>),
     /// Statistics are set back to zero (`srst`).
@@ -25,6 +32,8 @@ pub(crate) enum CoreMessage {
 /// From the replica core (or another shard) to a shard.
 #[derive(Debug)]
 pub(crate) enum ShardMessage {
+    /// What this server is has changed.
+    Standing(Standing),
     /// A connection is told something.
     Notice(ClientNotice),
     /// A connection that another shard has accepted is to be served here.

@@ -19,7 +19,7 @@ use crate::report::{Metric, Report};
 pub(crate) fn answer(report: &Report, links: &Links) -> String {
     let mut lines = Lines(String::new());
     lines.text("version", &version());
-    lines.text("server_state", "standalone");
+    lines.text("server_state", report.core.standing.name());
     let stats = report.stats();
     let latency = stats.latency();
     lines.float("avg_latency", latency.avg_ms);

@@ -6,6 +6,7 @@ use std::time::Instant;
 use std::{fs, io, thread};
 
 use anyhow::{Context as _, anyhow};
+use bytes::Bytes;
 use ringkeeper_member::{Replay, Replayed, Settings};
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{
@@ -23,11 +24,12 @@ const BATCHES_AHEAD: usize = 8;
 /// The file in dataDir that says that an empty database is meant (`db.autocreate=false`).
 const INITIALIZE: &str = "initialize";
 
-/// Opens the data directory: probes the device, recovers the log.
+/// Opens the data directory: probes the device, recovers the log. Also says whether the file `initialize`
+/// was there.
 ///
 /// # Errors
 /// When the directory cannot be used, or what is in it is damaged; each with what to do.
-pub(crate) async fn open(settings: &Settings) -> anyhow::Result<Opened<DmaDisk>> {
+pub(crate) async fn open(settings: &Settings) -> anyhow::Result<(Opened<DmaDisk>, bool)> {
     let files = &settings.config.files;
     let dirs = Dirs {
         data: files.data_dir.clone(),
@@ -44,6 +46,7 @@ pub(crate) async fn open(settings: &Settings) -> anyhow::Result<Opened<DmaDisk>>
     let opened = Store::open(disk, &dirs, options)
         .await
         .map_err(with_reason)?;
+    let initialize = files.data_dir.join(INITIALIZE).exists();
     if opened.recovered.fresh {
         // It has said what it was there for.
         match fs::remove_file(files.data_dir.join(INITIALIZE)) {
@@ -53,7 +56,7 @@ pub(crate) async fn open(settings: &Settings) -> anyhow::Result<Opened<DmaDisk>>
             _ => {}
         }
     }
-    Ok(opened)
+    Ok((opened, initialize))
 }
 
 /// `datadir.autocreate` and `db.autocreate`: an empty directory may be a disk that is not mounted.
@@ -92,7 +95,19 @@ fn with_reason(error: OpenError) -> anyhow::Error {
     anyhow::Error::from(error).context(reason)
 }
 
-/// Builds the tree, with a thread for each of `cpus` where that helps.
+/// What was loaded.
+pub(crate) struct Loaded {
+    /// The state at the last transaction that is known to be committed.
+    pub(crate) tree: Tree,
+    /// The zxid of the snapshot that it began with.
+    pub(crate) base: Zxid,
+    /// The zxids that the log has above it, applied or not.
+    pub(crate) zxids: Vec<Zxid>,
+    /// What is in the log and perhaps not committed.
+    pub(crate) tail: Vec<(Zxid, Bytes)>,
+}
+
+/// Builds the tree as of `through`, with a thread for each of `cpus` where that helps.
 ///
 /// # Errors
 /// When there are snapshots and none can be read, when the log does not reach back to the one that
@@ -102,11 +117,12 @@ pub(crate) async fn load<D: Disk>(
     log: &mut TxnLog<D>,
     recovered: &Recovered,
     cpus: &[usize],
-) -> anyhow::Result<Tree> {
+    through: Zxid,
+) -> anyhow::Result<Loaded> {
     let started = Instant::now();
     let tree = newest_snapshot(store, recovered, cpus)?;
-    let (from, snapshot_ms) = (tree.zxid(), started.elapsed().as_millis());
-    let (tree, Replayed { count, .. }) = replay(log, tree, cpus)
+    let (base, snapshot_ms) = (tree.zxid(), started.elapsed().as_millis());
+    let (tree, replayed) = replay(log, tree, cpus, through)
         .await
         .with_context(|| format!("replay the log at {}", store.snapshot_dir().display()))?;
     if tree.zxid() > recovered.last_zxid {
@@ -115,9 +131,14 @@ pub(crate) async fn load<D: Disk>(
             .context("continue the log after the snapshot")?;
     }
     tracing::info!(zxid = %tree.zxid(), znodes = tree.node_count(), sessions = tree.sessions().len(),
-        snapshot_zxid = %from, snapshot_ms, replayed = count,
-        total_ms = started.elapsed().as_millis(), "data loaded");
-    Ok(tree)
+        snapshot_zxid = %base, snapshot_ms, replayed = replayed.count,
+        undecided = replayed.suffix.len(), total_ms = started.elapsed().as_millis(), "data loaded");
+    Ok(Loaded {
+        tree,
+        base,
+        zxids: replayed.zxids,
+        tail: replayed.suffix,
+    })
 }
 
 fn newest_snapshot<D: Disk>(
@@ -148,6 +169,7 @@ async fn replay<D: Disk>(
     log: &TxnLog<D>,
     tree: Tree,
     cpus: &[usize],
+    through: Zxid,
 ) -> anyhow::Result<(Tree, Replayed)> {
     let mut reader = log.read_from(tree.zxid())?;
     let (records, wait_records) = sync_channel::<RecordBatch>(BATCHES_AHEAD);
@@ -156,7 +178,7 @@ async fn replay<D: Disk>(
         .name("replay".into())
         .spawn(move || {
             threads::run_on(&cpus);
-            let mut replay = Replay::new(tree, Zxid(u64::MAX));
+            let mut replay = Replay::new(tree, through);
             for batch in wait_records {
                 batch.replay(&mut replay)?;
             }

@@ -2,18 +2,24 @@
 
 use std::task::{Context, Poll, Waker};
 
-use ringkeeper_member::{Core, Now};
+use ringkeeper_member::{Core, Errand, Now, Work};
+use ringkeeper_peers::PeerLinks;
 use ringkeeper_storage::Disk;
 
 use crate::clock;
+use crate::fatal::{self, Reason};
 use crate::messages::{CoreMessage, ShardMessage};
 use crate::outbox::Outbox;
 use crate::snapshots::{SnapshotTaken, Snapshots};
+use crate::tree_sender::TreeSenders;
 
 /// The replica core, and the server around it.
 pub(crate) struct Replica<D: Disk> {
     pub(crate) core: Core<D>,
     shards: Vec<Outbox<ShardMessage>>,
+    /// The links to other members, if there are any.
+    links: Option<PeerLinks>,
+    senders: TreeSenders,
     snapshots: Snapshots,
     /// A snapshot that is written and not registered yet, and who waits for one.
     taken: Option<SnapshotTaken>,
@@ -26,11 +32,15 @@ impl<D: Disk> Replica<D> {
     pub(crate) const fn new(
         core: Core<D>,
         shards: Vec<Outbox<ShardMessage>>,
+        links: Option<PeerLinks>,
+        senders: TreeSenders,
         snapshots: Snapshots,
     ) -> Self {
         Self {
             core,
             shards,
+            links,
+            senders,
             snapshots,
             taken: None,
             taken_waker: None,
@@ -48,6 +58,11 @@ impl<D: Disk> Replica<D> {
         match message {
             CoreMessage::Client(message) => self.core.hear(message),
             CoreMessage::SnapshotTaken(taken) => self.snapshot_taken(taken),
+            CoreMessage::SnapshotKept(Ok(info)) => self.core.snapshot_kept(info),
+            CoreMessage::SnapshotKept(Err(error)) => {
+                fatal::exit(Reason::Storage, &error);
+            }
+            CoreMessage::TreeChunk { link, bytes } => self.core.tree_chunk(link, bytes),
             // Who asked has gone when this fails.
             CoreMessage::Report(to) => _ = to.send(self.core.report()),
             CoreMessage::ResetStatistics => self.core.stats_mut().reset(),
@@ -55,19 +70,49 @@ impl<D: Disk> Replica<D> {
         }
     }
 
+    /// Does the next errand, if the caller need not.
+    pub(crate) fn next_work(&mut self) -> Option<Work> {
+        loop {
+            match self.core.next_errand()? {
+                Errand::Run(work) => return Some(work),
+                Errand::KeepSnapshot(tree) => self.snapshots.keep(tree),
+                Errand::SendTree { link, tree } => self.senders.begin(link, tree),
+                Errand::NextChunk(link) => self.senders.next(link),
+                Errand::StopTree(link) => self.senders.stop(link),
+            }
+        }
+    }
+
     /// After a turn: what was said goes out, what is left behind is disposed of.
     pub(crate) fn end_turn(&mut self) {
+        self.core.end_turn();
+        if let Some(standing) = self.core.take_standing() {
+            let shards = self.shards.iter_mut();
+            shards.for_each(|shard| shard.send(ShardMessage::Standing(standing)));
+        }
         for notice in self.core.notices() {
             if let Some(shard) = self.shards.get_mut(notice.shard() as usize) {
                 shard.send(ShardMessage::Notice(notice));
             }
         }
         self.shards.iter_mut().for_each(Outbox::flush);
-        self.core.end_turn();
+        if let Some(links) = &self.links {
+            self.core
+                .commands()
+                .for_each(|command| links.carry_out(command));
+            links.flush();
+        }
         let mut since = self.core.stats_mut().since_snapshot;
         self.snapshots
             .start_if_due(self.core.published_tree(), &mut since);
         self.core.stats_mut().since_snapshot = since;
+    }
+
+    /// Ends every link to other members.
+    pub(crate) fn close_links(&self) {
+        if let Some(links) = &self.links {
+            links.stop();
+        }
     }
 
     fn snapshot_taken(&mut self, taken: Result<SnapshotTaken, String>) {

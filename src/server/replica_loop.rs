@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ringkeeper_config::{ContainersConfig, SnapshotConfig};
+use ringkeeper_peers::PeerLinks;
 use ringkeeper_storage::{Disk, Purged, SnapshotInfo, Store};
 use ringkeeper_transport::mailbox::Receiver;
 use ringkeeper_transport::{sleep, spawn_local};
@@ -14,6 +15,7 @@ use ringkeeper_transport::{sleep, spawn_local};
 use crate::clock;
 use crate::fatal::{self, Reason};
 use crate::messages::CoreMessage;
+use crate::peer_loop;
 use crate::replica::Replica;
 
 /// How long after its last write an idle log is sealed. Until then damage to the last batch could not
@@ -28,6 +30,7 @@ pub(crate) async fn run<D: Disk>(
     replica: Rc<RefCell<Replica<D>>>,
     store: Store<D>,
     mut inbox: Receiver<CoreMessage>,
+    links: Option<PeerLinks>,
 ) {
     let maintenance = spawn_local(replica.borrow().core.log().maintenance());
     let changes = Rc::new(Cell::new(0));
@@ -46,6 +49,8 @@ pub(crate) async fn run<D: Disk>(
             Rc::clone(&changes),
         )),
     ];
+    let peers = links.map(|links| spawn_local(peer_loop::run(Rc::clone(&replica), links)));
+    turn(&replica);
     let mut messages = Vec::new();
     while !replica.borrow().shards_have_stopped() {
         inbox.recv_batch(&mut messages).await;
@@ -55,6 +60,16 @@ pub(crate) async fn run<D: Disk>(
             messages.drain(..).for_each(|message| replica.hear(message));
         }
         turn(&replica);
+    }
+    if let Some(peers) = peers {
+        peers.cancel().await;
+        {
+            let mut replica = replica.borrow_mut();
+            replica.start_turn();
+            replica.core.retire();
+        }
+        turn(&replica);
+        replica.borrow().close_links();
     }
     // What was still under way is the server's own: a session that expired, say, or a snapshot that is
     // being registered, which must not be cut short.
@@ -94,9 +109,35 @@ impl Drop for Change {
 }
 
 /// What follows whatever the core was told: writes go out, and so does what it says.
-fn turn<D: Disk>(replica: &Rc<RefCell<Replica<D>>>) {
+pub(crate) fn turn<D: Disk>(replica: &Rc<RefCell<Replica<D>>>) {
+    start_work(replica);
     start_writes(replica);
     replica.borrow_mut().end_turn();
+    // What is said at the end may have asked for more.
+    start_work(replica);
+}
+
+/// Starts what is to be done on the disk beside the log's writes; begun in order.
+fn start_work<D: Disk>(replica: &Rc<RefCell<Replica<D>>>) {
+    loop {
+        let Some(work) = replica.borrow_mut().next_work() else {
+            return;
+        };
+        let replica = Rc::clone(replica);
+        // Nobody cancels this task.
+        spawn_local(async move {
+            match work.await {
+                Ok(done) => {
+                    let mut replica = replica.borrow_mut();
+                    replica.start_turn();
+                    replica.core.done(done);
+                }
+                Err(error) => fatal::exit(Reason::Storage, &error),
+            }
+            turn(&replica);
+        })
+        .detach();
+    }
 }
 
 /// Starts as many log writes as may be on their way.
@@ -119,10 +160,10 @@ fn start_writes<D: Disk>(replica: &Rc<RefCell<Replica<D>>>) {
                 );
             }
             match written {
-                Ok(through) => {
+                Ok(_) => {
                     let mut replica = replica.borrow_mut();
                     replica.start_turn();
-                    replica.core.flushed(through);
+                    replica.core.flushed();
                 }
                 Err(error) => fatal::exit(Reason::Storage, &error),
             }

@@ -10,9 +10,11 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use bytes::Bytes;
 use ringkeeper_config::{ClientAddress, Config, Host};
-use ringkeeper_member::{Core, CoreParts, Publication, Sessions, Settings};
-use ringkeeper_proto::ServerId;
+use ringkeeper_member::{Core, CoreParts, Publication, Sessions, Settings, Standing};
+use ringkeeper_peers::BoundPeers;
+use ringkeeper_proto::{ServerId, Zxid};
 use ringkeeper_storage::Opened;
 use ringkeeper_transport::acceptor::{self, BoundSocket};
 use ringkeeper_transport::mailbox::{self, Receiver};
@@ -37,7 +39,8 @@ use crate::replica::Replica;
 use crate::shard::{Shard, ShardParts};
 use crate::shard_loop::ShardLoop;
 use crate::snapshots::Snapshots;
-use crate::{recovery, replica, replica_loop};
+use crate::tree_sender::TreeSenders;
+use crate::{ensemble, recovery, replica, replica_loop};
 
 /// Messages that a mailbox holds before its senders hold back: of the replica core, and of a shard.
 const CORE_MAILBOX: usize = 1 << 14;
@@ -78,10 +81,14 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     if let Err(error) = probe::raise_descriptors(DESCRIPTORS_WANTED) {
         tracing::info!(%error, "fewer clients than that can be connected at once");
     }
+    let peers = match &settings.config.peers {
+        Some(config) => Some(ensemble::bind(&settings, config)?),
+        None => None,
+    };
     let address = resolve(&settings.config.clients.address).context(Reason::Address)?;
     let sockets = acceptor::bind(address, placement.shards.len()).context(Reason::Address)?;
     let address = sockets.first().map_or(address, BoundSocket::local_addr);
-    let server = Server::start(&settings, &placement, sockets)?;
+    let server = Server::start(&settings, &placement, sockets, peers)?;
     let files = &settings.config.files;
     tracing::info!(%address, data = %files.data_dir.display(), log = %files.log_dir.display(),
         shards = placement.shards.len(), "serving");
@@ -99,10 +106,11 @@ struct Server {
     executors: Vec<ExecutorHandle<anyhow::Result<()>>>,
 }
 
-/// What the first executor hands over when the data is loaded: the tree, and for each further shard
-/// its place in the chain.
+/// What the first executor hands over when the data is loaded: the tree, what the server is, and for
+/// each further shard its place in the chain.
 struct Loaded {
     tree: Tree,
+    standing: Standing,
     cursors: Vec<Cursor<Publication>>,
 }
 
@@ -112,6 +120,7 @@ impl Server {
         settings: &Arc<Settings>,
         placement: &Placement,
         sockets: Vec<BoundSocket>,
+        peers: Option<BoundPeers>,
     ) -> anyhow::Result<Self> {
         let (core, core_inbox) = mailbox::bounded(CORE_MAILBOX);
         let (shards, inboxes): (Vec<_>, Vec<_>) = placement
@@ -146,16 +155,21 @@ impl Server {
         let cpus = placement.clone();
         let (spec, first) = places.next().context("there is no shard")?;
         let mut executors = vec![spawn_executor(spec, move || async move {
-            run_first(first, core_inbox, loaded, cpus).await
+            run_first(first, core_inbox, loaded, cpus, peers).await
         })?];
         // Without an answer the first executor has failed, and says why.
-        let Ok(Loaded { tree, cursors }) = wait_loaded.recv() else {
+        let Ok(Loaded {
+            tree,
+            standing,
+            cursors,
+        }) = wait_loaded.recv()
+        else {
             return Err(ended(executors));
         };
         for ((spec, place), cursor) in places.zip(cursors) {
             let tree = tree.clone();
             executors.push(spawn_executor(spec, move || async move {
-                run_shard(place, tree, cursor).await
+                run_shard(place, tree, standing, cursor).await
             })?);
         }
         drop(listening);
@@ -206,48 +220,71 @@ async fn run_first(
     inbox: Receiver<CoreMessage>,
     loaded: mpsc::Sender<Loaded>,
     cpus: Placement,
+    peers: Option<BoundPeers>,
 ) -> anyhow::Result<()> {
     let settings = &place.settings;
+    let (opened, initialize) = recovery::open(settings).await?;
     let Opened {
         store,
         mut log,
         recovered,
-    } = recovery::open(settings).await?;
+    } = opened;
     let last_snapshot = recovered.snapshot().map_or(0, |info| info.bytes);
-    let tree = recovery::load(&store, &mut log, &recovered, &cpus.all)
-        .await
-        .context(Reason::Corrupt)?;
+    // What a server alone has logged is committed.
+    let through = match peers {
+        Some(_) => recovered.committed,
+        None => Zxid(u64::MAX),
+    };
+    let loading = recovery::load(&store, &mut log, &recovered, &cpus.all, through);
+    let data = loading.await.context(Reason::Corrupt)?;
+    let zab = match &settings.config.peers {
+        Some(config) => ensemble::zab(settings, config, &recovered, &data, initialize)?,
+        None => zab_alone(&data.tree),
+    };
+    let tree = data.tree.clone();
     let mut chain = Chain::new();
     let mut cursors: Vec<_> = place.links.shards.iter().map(|_| chain.cursor()).collect();
     let cursor = cursors.remove(0);
+    let mut core = Core::new(CoreParts {
+        settings: Arc::clone(settings),
+        zab,
+        alone: peers.is_none(),
+        sessions: sessions(settings),
+        tree: data.tree,
+        tail: data.tail,
+        chain,
+        store: store.clone(),
+        log,
+        now: replica::now(),
+    });
+    // Shards begin with it, and hear only of what changes.
+    core.end_turn();
+    _ = core.take_standing();
+    let standing = core.standing();
     loaded
         .send(Loaded {
             tree: tree.clone(),
+            standing,
             cursors,
         })
         .map_err(|_| anyhow!("the main thread has ended"))?;
     drop(loaded);
+    let core_mailbox = place.links.core.clone();
     let snapshots = Snapshots::start(
         settings,
         &store,
         last_snapshot,
-        place.links.core.clone(),
-        cpus.beside,
+        core_mailbox.clone(),
+        cpus.beside.clone(),
     )?;
     let shards = place.links.shards.iter().cloned().map(Outbox::new);
-    let core = Core::new(CoreParts {
-        settings: Arc::clone(settings),
-        zab: zab(&tree),
-        sessions: sessions(settings, &tree),
-        tree: tree.clone(),
-        chain,
-        log,
-        now: replica::now(),
-    });
-    let replica = Replica::new(core, shards.collect(), snapshots);
+    let links = peers.map(BoundPeers::start).transpose();
+    let links = links.context("listen for other members")?;
+    let senders = TreeSenders::new(core_mailbox, cpus.beside);
+    let replica = Replica::new(core, shards.collect(), links.clone(), senders, snapshots);
     let replica = Rc::new(RefCell::new(replica));
-    let core = spawn_local(replica_loop::run(replica, store, inbox));
-    run_shard(place, tree, cursor).await?;
+    let core = spawn_local(replica_loop::run(replica, store, inbox, links));
+    run_shard(place, tree, standing, cursor).await?;
     core.await;
     Ok(())
 }
@@ -255,6 +292,7 @@ async fn run_first(
 async fn run_shard(
     place: ShardPlace,
     tree: Tree,
+    standing: Standing,
     cursor: Cursor<Publication>,
 ) -> anyhow::Result<()> {
     let ShardPlace {
@@ -283,6 +321,7 @@ async fn run_shard(
         tree,
         cursor,
         links: links.clone(),
+        standing,
         seed: rand::random(),
         settings: Arc::clone(&settings),
     });
@@ -307,7 +346,7 @@ async fn run_shard(
 }
 
 /// Zab for a server without an ensemble: all that was recovered is committed.
-fn zab(tree: &Tree) -> ringkeeper_zab::Replica<()> {
+fn zab_alone(tree: &Tree) -> ringkeeper_zab::Replica<Bytes> {
     let recovered = ringkeeper_zab::Recovered {
         history: History::starting_at(tree.zxid()),
         committed: tree.zxid(),
@@ -316,16 +355,13 @@ fn zab(tree: &Tree) -> ringkeeper_zab::Replica<()> {
     ringkeeper_zab::Replica::new(ringkeeper_zab::Config::standalone(ServerId(0)), recovered)
 }
 
-/// The sessions that were recovered; each gets its full time-out again.
-fn sessions(settings: &Settings, tree: &Tree) -> Sessions {
-    let now_ms = clock::monotonic_ms();
+/// No sessions yet, and where their ids begin.
+fn sessions(settings: &Settings) -> Sessions {
     let started_ms = u64::try_from(clock::wall_ms()).unwrap_or(0);
-    let first = initialize_next_session(STANDALONE_SERVER, started_ms);
-    let mut sessions = Sessions::new(settings.config.ensemble.tick_ms.into(), first);
-    for (session, timeout_ms) in tree.sessions() {
-        sessions.recovered(session, timeout_ms, now_ms);
-    }
-    sessions
+    let peers = settings.config.peers.as_ref();
+    let server = peers.map_or(STANDALONE_SERVER, |peers| peers.id);
+    let first = initialize_next_session(server, started_ms);
+    Sessions::new(settings.config.ensemble.tick_ms.into(), first)
 }
 
 fn resolve(address: &ClientAddress) -> anyhow::Result<SocketAddr> {

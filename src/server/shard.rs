@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use ringkeeper_member::{
-    Answer, Attached, ClientKey, ClientMessage, ClientNotice, Publication, Settings, Step,
+    Answer, Attached, ClientKey, ClientMessage, ClientNotice, Publication, Settings, Standing, Step,
 };
 use ringkeeper_proto::acl::Perms;
 use ringkeeper_proto::connect::ConnectResponse;
@@ -83,6 +83,8 @@ pub(crate) struct Shard {
     paused: Vec<ClientKey>,
     pub(crate) stats: ShardStats,
     pub(crate) counts: Arc<SharedCounts>,
+    /// What the server is; without a leader it takes no clients.
+    pub(crate) standing: Standing,
     stopping: bool,
     /// When the walk of the present publication began, in microseconds of the monotonic clock.
     walk_us: u64,
@@ -96,6 +98,7 @@ pub(crate) struct ShardParts {
     pub(crate) tree: Tree,
     pub(crate) cursor: Cursor<Publication>,
     pub(crate) links: Links,
+    pub(crate) standing: Standing,
     /// Decides how watched paths are spread; not to be guessed by a client.
     pub(crate) seed: u64,
 }
@@ -118,6 +121,7 @@ impl Shard {
             paused: Vec::new(),
             stats: ShardStats::new(),
             counts: parts.links.counts,
+            standing: parts.standing,
             stopping: false,
             walk_us: 0,
         }
@@ -348,6 +352,7 @@ impl Shard {
     pub(crate) fn hear(&mut self, message: ShardMessage) {
         self.catch_up();
         match message {
+            ShardMessage::Standing(standing) => self.take_standing(standing),
             ShardMessage::Notice(notice) => self.take_notice(notice),
             // The shard's loop takes these; one that comes when it has ended is closed.
             ShardMessage::Adopt(accepted) => drop(accepted),
@@ -377,8 +382,21 @@ impl Shard {
         self.flush();
     }
 
+    /// Whatever role ends, its clients have to look for a server again.
+    fn take_standing(&mut self, standing: Standing) {
+        self.standing = standing;
+        let with_session = |client: &&Client| client.stage != Stage::Opened;
+        let clients = self.clients.iter().filter(with_session);
+        let keys: Vec<_> = clients.map(|client| client.key).collect();
+        for key in keys {
+            self.forget_watches(key);
+            self.end(key);
+        }
+    }
+
     fn take_notice(&mut self, notice: ClientNotice) {
         match notice {
+            ClientNotice::Drop { client } => self.end(client),
             ClientNotice::Attach { to, session } => self.attach(to, &session),
             ClientNotice::Expired { to } => self.refuse_session(to),
             ClientNotice::Detach {

@@ -29,11 +29,20 @@ pub(crate) struct SnapshotTaken {
     pub(crate) ms: u64,
 }
 
+/// What the snapshot thread does.
+#[derive(Debug)]
+enum Job {
+    /// Writes a snapshot of this server's own.
+    Take(Tree),
+    /// Writes a tree that a leader sent.
+    Keep(Tree),
+}
+
 /// Decides when a snapshot is due, and hands clones of the tree to the snapshot thread.
 #[derive(Debug)]
 pub(crate) struct Snapshots {
     config: SnapshotConfig,
-    jobs: SyncSender<Tree>,
+    jobs: SyncSender<Job>,
     /// One snapshot is under way.
     busy: bool,
     last_bytes: u64,
@@ -52,7 +61,7 @@ impl Snapshots {
         cpus: Vec<usize>,
     ) -> anyhow::Result<Self> {
         let config = settings.config.snapshots.clone();
-        let (jobs, wait_jobs) = sync_channel(1);
+        let (jobs, wait_jobs) = sync_channel(2);
         let dir = store.snapshot_dir().to_owned();
         let bytes_per_second_max = config.bytes_per_second_max;
         thread::Builder::new()
@@ -76,9 +85,17 @@ impl Snapshots {
         if self.busy || !self.config.is_due(*since, self.last_bytes) {
             return;
         }
-        self.busy = self.jobs.try_send(tree.clone()).is_ok();
+        self.busy = self.jobs.try_send(Job::Take(tree.clone())).is_ok();
         if self.busy {
             *since = LoggedSince::default();
+        }
+    }
+
+    /// Writes a tree that a leader sent. There is one such tree at a time, and one snapshot of this server's
+    /// own before it at the most, so there is room for it.
+    pub(crate) fn keep(&self, tree: Tree) {
+        if self.jobs.try_send(Job::Keep(tree)).is_err() {
+            tracing::error!("the snapshot thread takes no tree");
         }
     }
 
@@ -92,19 +109,26 @@ impl Snapshots {
 fn run(
     dir: &Path,
     bytes_per_second_max: Option<u64>,
-    jobs: &Receiver<Tree>,
+    jobs: &Receiver<Job>,
     core: &Sender<CoreMessage>,
 ) {
-    for tree in jobs {
+    for job in jobs {
         let started = Instant::now();
-        let written = write(dir, bytes_per_second_max, &tree);
-        // The tree's own blocks are freed here and not on the core.
-        drop(tree);
+        let (tree, budget) = match &job {
+            Job::Take(tree) => (tree, bytes_per_second_max),
+            // The member waits for it, and serves nobody meanwhile.
+            Job::Keep(tree) => (tree, None),
+        };
+        let written = write(dir, budget, tree).map_err(|error| format!("{error:#}"));
         let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let taken = written
-            .map(|info| SnapshotTaken { info, ms })
-            .map_err(|error| format!("{error:#}"));
-        let mut message = CoreMessage::SnapshotTaken(taken);
+        let mut message = match &job {
+            Job::Take(_) => {
+                CoreMessage::SnapshotTaken(written.map(|info| SnapshotTaken { info, ms }))
+            }
+            Job::Keep(_) => CoreMessage::SnapshotKept(written),
+        };
+        // The tree's own blocks are freed here and not on the core.
+        drop(job);
         while let Err(ringkeeper_transport::mailbox::MailboxError::Full(back)) = core.send(message)
         {
             message = back;

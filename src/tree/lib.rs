@@ -12,6 +12,7 @@ mod apply;
 mod compact_set;
 mod digest;
 pub mod execute;
+pub mod image;
 mod map;
 mod node;
 pub mod path;

@@ -360,9 +360,7 @@ mod tests {
                 path: path.into(),
                 data: Some(b"data"),
                 acl: AclList::new(&Acl::open()),
-                kind: ringkeeper_proto::txn::CreateKind::Plain {
-                    ephemeral: at == 2,
-                },
+                kind: ringkeeper_proto::txn::CreateKind::Plain { ephemeral: at == 2 },
                 parent_cversion: -1,
             };
             let header = header(at as u64 + 1, OpCode::Create);
@@ -396,7 +394,10 @@ mod tests {
         }
         let restored = restore.finish(tree.zxid()).unwrap().tree;
         assert_eq!(restored.digest(), tree.digest());
-        assert_eq!(restored.approximate_data_size(), tree.approximate_data_size());
+        assert_eq!(
+            restored.approximate_data_size(),
+            tree.approximate_data_size()
+        );
         assert_eq!(restored.ephemerals_count(), 1);
         assert_eq!(restored.acl_count(), tree.acl_count());
     }

@@ -790,6 +790,11 @@ impl<P: Clone> Leader<P> {
         self.resigned = true;
     }
 
+    pub(crate) fn learners(&self) -> impl Iterator<Item = (ServerId, bool, bool)> {
+        let learners = self.learners.values();
+        learners.map(|it| (it.id, it.observer, it.stage == Stage::Synced))
+    }
+
     pub(crate) fn has_learner(&self, link: LinkId) -> bool {
         self.learners.contains_key(&link)
     }

@@ -387,6 +387,14 @@ impl<P: Clone> Replica<P> {
         }
     }
 
+    /// As leader: the learners, each with whether it only observes and whether it is synchronized.
+    pub fn learners(&self) -> Vec<(ServerId, bool, bool)> {
+        match &self.phase {
+            Phase::Leading(leader) => leader.learners().collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// What it is doing, in words, for an operator.
     pub const fn phase_name(&self) -> &'static str {
         match &self.phase {

@@ -274,19 +274,26 @@ fn a_snapshot_passes_as_raw_bytes_between_packets() {
         };
         assert_eq!(snap.message, Message::Snap { zxid });
         let total = CHUNKS * chunk.len();
-        loop {
-            while sent < CHUNKS && leader.links.has_room(theirs) {
+        let want_room = PeerCommand::WantRoom { link: theirs };
+        leader.links.carry_out(want_room.clone());
+        while stream.len() < total {
+            let is_room = |event: &PeerEvent| matches!(event, PeerEvent::Writable { .. }).then_some(());
+            while sent < CHUNKS
+                && timeout(Duration::from_millis(5), leader.wait("room", is_room))
+                    .await
+                    .is_some()
+            {
                 let bytes = Bytes::from(chunk.clone());
                 leader.links.carry_out(PeerCommand::SendStream {
                     link: theirs,
                     bytes,
                 });
-                leader.links.flush();
                 sent += 1;
                 if sent == CHUNKS {
                     leader.send(theirs, Message::UpToDate);
-                    leader.links.flush();
                 }
+                leader.links.flush();
+                leader.links.carry_out(want_room.clone());
             }
             if sent < CHUNKS {
                 waited += 1;
@@ -299,9 +306,6 @@ fn a_snapshot_passes_as_raw_bytes_between_packets() {
                 })
                 .await;
             stream.extend_from_slice(&bytes);
-            if stream.len() >= total {
-                break;
-            }
         }
         assert!(waited > 0, "the link always had room");
         let rest = Bytes::from(stream.split_off(total));

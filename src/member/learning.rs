@@ -1,0 +1,376 @@
+//! Requests at a learner: they go to the leader, and are answered when they come back committed.
+//!
+//! ZK: FollowerRequestProcessor and CommitProcessor. A session's requests are answered in their order. What
+//! has come back is told by its session and the client's number for it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{BufMut, BytesMut};
+use ringkeeper_proto::quorum::{ForwardedRequest, Revalidated, Revalidation};
+use ringkeeper_proto::reply::WriteReply;
+use ringkeeper_proto::txn::decode_record;
+use ringkeeper_proto::{Id, LossyText, OpCode, Request, SessionId, TxnHeader, Xid, ZkError, Zxid};
+use ringkeeper_storage::Disk;
+use ringkeeper_zab::{Input, Message};
+
+use crate::core::{Core, Record};
+use crate::messages::{ClientMessage, ClientNotice, WriteMessage};
+use crate::publication::{Answer, Attached, ClientKey};
+use crate::replay::agrees;
+use crate::sessions::Holder;
+
+/// How long a learner waits before it lets itself be brought in line once more, in milliseconds. An
+/// Apache leader's digest may be wrong itself, and then it does not help.
+const RESYNCHRONIZE_PAUSE_MS: u64 = 600_000;
+
+/// What waits for the leader.
+#[derive(Debug, Default)]
+pub(crate) struct Learning {
+    /// The requests of each session, in their order.
+    waiting: BTreeMap<SessionId, VecDeque<Waiting>>,
+    /// The sessions whose syncs are on their way, in the order in which they were sent.
+    syncs: VecDeque<SessionId>,
+    /// The last connection that came back with each session, and its time-out in milliseconds.
+    returning: BTreeMap<SessionId, (ClientKey, i32)>,
+    /// Until digests agree once: an Apache leader's snapshot shows some of what follows it.
+    is_fuzzy: bool,
+    /// When this learner last let itself be brought in line, in milliseconds.
+    resynchronized_ms: Option<u64>,
+}
+
+/// A request that waits.
+#[derive(Debug)]
+struct Waiting {
+    to: ClientKey,
+    cxid: i32,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// The leader has it.
+    Forwarded { keep_before: bool },
+    /// As well.
+    Sync,
+    /// Nobody has it; it waits for its turn to be refused.
+    Refused(ZkError),
+    /// The leader is to create the session.
+    NewSession { timeout_ms: i32 },
+}
+
+impl Learning {
+    /// Nobody waits any more.
+    pub(crate) fn clear(&mut self) {
+        self.waiting.clear();
+        self.syncs.clear();
+        self.returning.clear();
+    }
+
+    /// The tree comes from a snapshot of a leader's.
+    pub(crate) const fn began_with_snapshot(&mut self) {
+        self.is_fuzzy = true;
+    }
+
+    fn push(&mut self, session: SessionId, waiting: Waiting) {
+        self.waiting.entry(session).or_default().push_back(waiting);
+    }
+
+    /// Takes the request that `header`'s transaction came of, and what waits before it: that has got lost.
+    fn take(&mut self, header: &TxnHeader) -> Option<(Waiting, Vec<ClientKey>)> {
+        let queue = self.waiting.get_mut(&header.session)?;
+        let is_it = |it: &Waiting| match it.kind {
+            Kind::Forwarded { .. } => it.cxid == header.cxid && header.op != OpCode::CreateSession,
+            Kind::NewSession { .. } => header.op == OpCode::CreateSession,
+            Kind::Sync | Kind::Refused(_) => false,
+        };
+        let at = queue.iter().position(is_it)?;
+        let lost = queue.drain(..at).map(|it| it.to).collect();
+        Some((queue.pop_front()?, lost))
+    }
+}
+
+impl<D: Disk> Core<D> {
+    pub(crate) fn hear_as_learner(&mut self, message: ClientMessage) {
+        match message {
+            ClientMessage::NewSession { from, timeout_ms } => {
+                let session = self.sessions.next_id();
+                let waiting = Waiting {
+                    to: from,
+                    cxid: 0,
+                    kind: Kind::NewSession { timeout_ms },
+                };
+                self.learning.push(session, waiting);
+                let mut body = BytesMut::with_capacity(4);
+                body.put_i32(timeout_ms);
+                self.forward(session, 0, OpCode::CreateSession, &body, &[]);
+            }
+            ClientMessage::Reconnect {
+                from,
+                session,
+                timeout_ms,
+            } => self.ask_for_session(from, session, timeout_ms),
+            ClientMessage::Write(write) => self.forward_write(&write),
+            ClientMessage::Disconnected { from, session } => {
+                if self.sessions.detach(session, from) {
+                    self.sessions.close(session);
+                }
+            }
+        }
+    }
+
+    fn forward(&mut self, session: SessionId, cxid: i32, op: OpCode, body: &[u8], ids: &[Id]) {
+        // Without a link the role is about to end, and with it the client's connection.
+        if let Some(link) = self.zab.leader_link() {
+            let request = ForwardedRequest::encode(session, cxid, op.code(), body, ids);
+            self.send(link, Message::Request(request).into());
+        }
+    }
+
+    fn forward_write(&mut self, write: &WriteMessage) {
+        let &WriteMessage {
+            from: to,
+            session,
+            xid: Xid(cxid),
+            op,
+            keep_before,
+            ..
+        } = write;
+        let text = LossyText::new();
+        // What no transaction would come back of is refused here, when it is its turn.
+        let is_undecodable = op != OpCode::Multi
+            && op != OpCode::Sync
+            && Request::decode_lossy(op, &write.body, &text).is_err();
+        let kind = match op {
+            OpCode::Sync => Kind::Sync,
+            _ if is_undecodable => Kind::Refused(ZkError::MarshallingError),
+            _ => Kind::Forwarded { keep_before },
+        };
+        let is_refused = matches!(kind, Kind::Refused(_));
+        if op == OpCode::Sync {
+            self.learning.syncs.push_back(session);
+        }
+        self.learning.push(session, Waiting { to, cxid, kind });
+        if is_refused {
+            self.refuse_next(session);
+        } else {
+            self.forward(session, cxid, op, &write.body, &write.identities);
+        }
+    }
+
+    /// Answers what is to be refused and has nothing before it any more.
+    fn refuse_next(&mut self, session: SessionId) {
+        let zxid = self.head.zxid();
+        while let Some(queue) = self.learning.waiting.get_mut(&session) {
+            let Some(&Waiting {
+                to,
+                cxid,
+                kind: Kind::Refused(error),
+            }) = queue.front()
+            else {
+                if queue.is_empty() {
+                    self.learning.waiting.remove(&session);
+                }
+                return;
+            };
+            queue.pop_front();
+            let answer = Answer::Write {
+                to,
+                xid: Xid(cxid),
+                outcome: Err(error),
+            };
+            self.step(zxid, None, answer);
+        }
+    }
+
+    /// SYNC came: the oldest sync is done.
+    pub(crate) fn sync_done(&mut self) {
+        let Some(session) = self.learning.syncs.pop_front() else {
+            return;
+        };
+        let zxid = self.head.zxid();
+        let Some(queue) = self.learning.waiting.get_mut(&session) else {
+            return;
+        };
+        let is_sync = |it: &Waiting| matches!(it.kind, Kind::Sync);
+        let Some(at) = queue.iter().position(is_sync) else {
+            return;
+        };
+        let lost: Vec<_> = queue.drain(..at).map(|it| it.to).collect();
+        if let Some(Waiting { to, cxid, .. }) = queue.pop_front() {
+            let answer = Answer::Write {
+                to,
+                xid: Xid(cxid),
+                outcome: Ok(WriteReply::Empty),
+            };
+            self.drop_clients(lost);
+            self.step(zxid, None, answer);
+            self.refuse_next(session);
+        }
+    }
+
+    /// A request of theirs has got lost: they are told by the end of their connections.
+    fn drop_clients(&mut self, lost: Vec<ClientKey>) {
+        let drops = lost.into_iter().map(|client| ClientNotice::Drop { client });
+        self.notices.extend(drops);
+    }
+
+    // Committed transactions.
+
+    /// Applies what is committed, and answers whom it concerns.
+    pub(crate) fn apply_through(&mut self, through: Zxid) {
+        while self.tail.front().is_some_and(|it| it.zxid <= through)
+            && let Some(record) = self.tail.pop_front()
+        {
+            self.apply(&record);
+        }
+    }
+
+    fn apply(&mut self, record: &Record) {
+        let (header, txn, digest) =
+            decode_record(&record.bytes).expect("it was decoded once when it came");
+        let taken = self.learning.take(&header);
+        let wants_before = matches!(
+            taken,
+            Some((
+                Waiting {
+                    kind: Kind::Forwarded { keep_before: true },
+                    ..
+                },
+                _
+            ))
+        );
+        let before = wants_before.then(|| self.head.clone());
+        let applied = self.head.apply(&header, &txn, &mut self.events);
+        self.unpublished = true;
+        self.stats.applied(header.zxid, self.head.digest());
+        if let Some(digest) = digest {
+            self.compare_digests(header.zxid, agrees(&self.head, digest));
+        }
+        let outcome = applied
+            .outcome
+            .map_err(|code| ZkError::from_code(code).unwrap_or(ZkError::SystemError));
+        let (answer, lost) = match taken {
+            Some((waiting, lost)) => (self.answer_of(&header, waiting, outcome), lost),
+            None => (self.answer_of_others(&header), Vec::new()),
+        };
+        self.drop_clients(lost);
+        self.step(header.zxid, before, answer);
+        self.refuse_next(header.session);
+    }
+
+    fn answer_of(
+        &mut self,
+        header: &TxnHeader,
+        waiting: Waiting,
+        outcome: Result<WriteReply, ZkError>,
+    ) -> Answer {
+        let to = waiting.to;
+        if let Kind::NewSession { timeout_ms } = waiting.kind {
+            let (now_ms, holder) = (self.now.monotonic_ms(), Holder::Client(to));
+            let session = self
+                .sessions
+                .insert(header.session, timeout_ms, holder, now_ms);
+            return Answer::Session { to, session };
+        }
+        if header.op == OpCode::CloseSession {
+            self.sessions.close(header.session);
+        }
+        let xid = Xid(header.cxid);
+        Answer::Write { to, xid, outcome }
+    }
+
+    /// A transaction that nobody here asked for can end a session that somebody here holds.
+    fn answer_of_others(&mut self, header: &TxnHeader) -> Answer {
+        if header.op != OpCode::CloseSession {
+            return Answer::Nobody;
+        }
+        let closed = self.sessions.close(header.session);
+        match closed.and_then(|closed| closed.holder.client()) {
+            Some(to) => Answer::Dropped { to },
+            None => Answer::Nobody,
+        }
+    }
+
+    /// A digest that differs, outside of what a snapshot may show too early, means that this server's
+    /// tree is not the leader's.
+    fn compare_digests(&mut self, zxid: Zxid, agree: bool) {
+        if agree {
+            self.learning.is_fuzzy = false;
+            return;
+        }
+        if self.learning.is_fuzzy {
+            return;
+        }
+        self.stats.digest_mismatches += 1;
+        if self.stats.digest_mismatches.is_power_of_two() {
+            tracing::error!(%zxid, ours = self.head.digest_to_wire(), count = self.stats.digest_mismatches,
+                "the tree's digest is not that of the leader");
+        }
+        let now_ms = self.now.monotonic_ms();
+        let pause_is_over = self
+            .learning
+            .resynchronized_ms
+            .is_none_or(|last_ms| now_ms.saturating_sub(last_ms) >= RESYNCHRONIZE_PAUSE_MS);
+        if pause_is_over && self.standing.is_serving() && !self.standing.proposes() {
+            tracing::warn!("asking the leader for a snapshot");
+            self.learning.resynchronized_ms = Some(now_ms);
+            let resynchronize = true;
+            self.input_next(Input::GiveUp { resynchronize });
+        }
+    }
+
+    // Sessions that come back.
+
+    fn ask_for_session(&mut self, from: ClientKey, session: SessionId, timeout_ms: i32) {
+        let Some(link) = self.zab.leader_link() else {
+            return;
+        };
+        // Whoever came first with this session is no longer who holds it.
+        let earlier = self.learning.returning.insert(session, (from, timeout_ms));
+        self.drop_clients(earlier.map(|(client, _)| client).into_iter().collect());
+        let question = Revalidation {
+            session,
+            timeout_ms,
+        };
+        self.send(link, Message::Revalidate(question.encode()).into());
+    }
+
+    /// The leader's answer.
+    pub(crate) fn revalidated(&mut self, answer: Revalidated) {
+        let session = answer.session;
+        let Some((from, timeout_ms)) = self.learning.returning.remove(&session) else {
+            return;
+        };
+        if !answer.is_valid {
+            self.notices.push(ClientNotice::Expired { to: from });
+            return;
+        }
+        let (now_ms, holder) = (self.now.monotonic_ms(), Holder::Client(from));
+        let held = self.sessions.reattach(session, timeout_ms, holder, now_ms);
+        let attached = held.unwrap_or_else(|| {
+            let attached = self.sessions.insert(session, timeout_ms, holder, now_ms);
+            (attached, Holder::Nobody)
+        });
+        self.tell_reattached(from, Some(attached));
+    }
+
+    /// Tells a client that it has its session again, when the connection that had it is closed.
+    pub(crate) fn tell_reattached(
+        &mut self,
+        to: ClientKey,
+        reattached: Option<(Attached, Holder)>,
+    ) {
+        let notice = match reattached {
+            None => ClientNotice::Expired { to },
+            Some((session, Holder::Client(client))) => ClientNotice::Detach {
+                client,
+                then: to,
+                session,
+            },
+            Some((session, Holder::Nobody | Holder::Learner(_))) => {
+                ClientNotice::Attach { to, session }
+            }
+        };
+        self.notices.push(notice);
+    }
+}
