@@ -456,7 +456,15 @@ async fn receive(
     read: &mut ReadHalf,
     held: &mut BytesMut,
 ) -> Result<(), End> {
-    match timeout(shared.settings.silence_max, read.recv()).await {
+    let received = loop {
+        let sent = link.write.bytes_sent();
+        let received = timeout(shared.settings.silence_max, read.recv()).await;
+        // A learner says nothing while it takes in a long history or a large tree.
+        if received.is_some() || link.write.bytes_sent() == sent {
+            break received;
+        }
+    };
+    match received {
         None => Err(End::Silent),
         Some(Err(error)) => Err(End::Io(error)),
         Some(Ok(0)) if link.source.is_closed() => Err(End::Closed),

@@ -27,7 +27,7 @@ use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{Batch, Disk, Durable, EpochState, StorageError, Store, TxnLog};
 use ringkeeper_transport::Chain;
 use ringkeeper_tree::{Event, Tree};
-use ringkeeper_zab::{Epochs, Input, LogGeneration, Output, Replica, Role};
+use ringkeeper_zab::{Epochs, Input, LogGeneration, Output, Proposal, Replica, Role};
 
 use crate::core_report::CoreStats;
 use crate::errand::{Done, Errand};
@@ -47,6 +47,9 @@ pub const WRITES_IN_FLIGHT_MAX: usize = 2;
 /// expanded. Only decides when a batch is closed early; a longer one still fits.
 const TXN_BYTES_BESIDE_BODY: usize = 512;
 
+/// How much of what was committed last is kept in memory.
+const RECENT_BYTES_MAX: usize = 16 << 20;
+
 /// What a step counts for when the lag of a shard is measured, in bytes.
 const STEP_BYTES: usize = 256;
 
@@ -63,6 +66,57 @@ struct Sealed {
 pub(crate) struct Record {
     pub(crate) zxid: Zxid,
     pub(crate) bytes: Bytes,
+}
+
+impl Record {
+    pub(crate) fn proposal(&self) -> Proposal<Bytes> {
+        Proposal {
+            zxid: self.zxid,
+            payload: self.bytes.clone(),
+        }
+    }
+}
+
+/// Committed transactions, without a gap, up to a bound in bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Recent {
+    records: VecDeque<Record>,
+    bytes: usize,
+    /// The transaction before the first of them; `None` while there has been none.
+    after: Option<Zxid>,
+}
+
+impl Recent {
+    /// Notes what is committed next.
+    pub(crate) fn push(&mut self, record: Record) {
+        self.bytes += record.bytes.len();
+        self.records.push_back(record);
+        while self.bytes > RECENT_BYTES_MAX
+            && let Some(record) = self.records.pop_front()
+        {
+            self.bytes -= record.bytes.len();
+            self.after = Some(record.zxid);
+        }
+    }
+
+    /// Begins anew after `zxid`.
+    pub(crate) fn restart(&mut self, zxid: Zxid) {
+        *self = Self {
+            after: Some(zxid),
+            ..Self::default()
+        };
+    }
+
+    /// Whether all that comes after `zxid` is here.
+    pub(crate) fn reaches(&self, zxid: Zxid) -> bool {
+        self.after.is_some_and(|after| after <= zxid)
+    }
+
+    /// What comes after `zxid`.
+    pub(crate) fn since(&self, zxid: Zxid) -> impl Iterator<Item = &Record> {
+        let from = self.records.partition_point(|record| record.zxid <= zxid);
+        self.records.range(from..)
+    }
 }
 
 /// The replica core.
@@ -96,6 +150,8 @@ pub struct Core<D: Disk> {
     sealed: VecDeque<Sealed>,
     /// Empty in a server without an ensemble, which never needs it.
     pub(crate) tail: VecDeque<Record>,
+    /// The last transactions that `tail` had, for learners that lack only these.
+    pub(crate) recent: Recent,
     /// Where the bytes of proposals come from.
     pub(crate) payloads: BytesMut,
     pub(crate) committed: Zxid,
@@ -168,6 +224,7 @@ impl<D: Disk> Core<D> {
             saving: VecDeque::new(),
             sealed: VecDeque::new(),
             tail: tail.map(|(zxid, bytes)| Record { zxid, bytes }).collect(),
+            recent: Recent::default(),
             payloads: BytesMut::new(),
             sessions: parts.sessions,
             learning: Learning::default(),
@@ -179,6 +236,7 @@ impl<D: Disk> Core<D> {
             stats: CoreStats::default(),
             now: parts.now,
         };
+        core.recent.restart(core.head.zxid());
         // The first tick makes a server without an ensemble the leader of itself.
         core.tick();
         core
@@ -461,8 +519,10 @@ impl<D: Disk> Core<D> {
                 through,
             }) = self.sealed.pop_front()
         {
-            while self.tail.front().is_some_and(|it| it.zxid <= through) {
-                self.tail.pop_front();
+            while self.tail.front().is_some_and(|it| it.zxid <= through)
+                && let Some(record) = self.tail.pop_front()
+            {
+                self.recent.push(record);
             }
             told.add_all(&publication);
             self.append_publication(publication);

@@ -222,6 +222,7 @@ impl<D: Disk> Core<D> {
             && let Some(record) = self.tail.pop_front()
         {
             self.apply(&record);
+            self.recent.push(record);
         }
     }
 

@@ -18,7 +18,7 @@ use ringkeeper_tree::restore::Restored;
 use ringkeeper_tree::snapshot::SnapshotError;
 use ringkeeper_zab::{Input, LinkId, LogGeneration, Message, Output, Proposal};
 
-use crate::core::Core;
+use crate::core::{Core, Record};
 use crate::errand::{Done, Errand};
 
 /// How much history is read for a learner at once, in bytes.
@@ -239,6 +239,13 @@ impl<D: Disk> Core<D> {
     // History.
 
     fn read_history(&mut self, link: LinkId, after: Zxid, through: Zxid) {
+        // What is in memory goes at once: while the log is read for a learner more is committed, and under
+        // load it would never get to the end.
+        let proposals = self.recent_history(after, through);
+        if !proposals.is_empty() {
+            self.input_next(Input::HistoryRead { link, proposals });
+            return;
+        }
         self.write_all();
         let reader = self.log.read_history(after, through);
         let work = async move {
@@ -252,6 +259,16 @@ impl<D: Disk> Core<D> {
             Ok(Done::Read { link, proposals })
         };
         self.errands.push_back(Errand::Run(Box::pin(work)));
+    }
+
+    /// All of `(after, through]` from memory, or nothing.
+    fn recent_history(&self, after: Zxid, through: Zxid) -> Vec<Proposal<Bytes>> {
+        if !self.recent.reaches(after) {
+            return Vec::new();
+        }
+        let records = self.recent.since(after).chain(&self.tail);
+        let wanted = records.take_while(|record| record.zxid <= through);
+        wanted.map(Record::proposal).collect()
     }
 
     pub(crate) fn history_read(&mut self, link: LinkId, proposals: Vec<Proposal<Bytes>>) {
@@ -389,6 +406,7 @@ impl<D: Disk> Core<D> {
             self.head = *tree;
             self.unpublished = true;
             self.tail.clear();
+            self.recent.restart(installing.zxid);
             self.committed = installing.zxid;
             self.learning.began_with_snapshot();
         }

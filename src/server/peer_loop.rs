@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use ringkeeper_peers::PeerLinks;
+use ringkeeper_peers::{PeerEvent, PeerLinks};
 use ringkeeper_storage::Disk;
 use ringkeeper_transport::timeout;
 
@@ -31,6 +31,11 @@ pub(crate) async fn run<D: Disk>(replica: Rc<RefCell<Replica<D>>>, links: PeerLi
             let mut replica = replica.borrow_mut();
             replica.start_turn();
             for event in events.drain(..) {
+                if let PeerEvent::Received { link, packet } = &event {
+                    tracing::trace!(link = link.0, packet = packet.message.name(), "received");
+                } else {
+                    tracing::debug!(?event, "links");
+                }
                 replica.core.hear_peer(event);
             }
             let now = Instant::now();

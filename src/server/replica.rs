@@ -3,7 +3,7 @@
 use std::task::{Context, Poll, Waker};
 
 use ringkeeper_member::{Core, Errand, Now, Work};
-use ringkeeper_peers::PeerLinks;
+use ringkeeper_peers::{PeerCommand, PeerLinks};
 use ringkeeper_storage::Disk;
 
 use crate::clock;
@@ -97,9 +97,12 @@ impl<D: Disk> Replica<D> {
         }
         self.shards.iter_mut().for_each(Outbox::flush);
         if let Some(links) = &self.links {
-            self.core
-                .commands()
-                .for_each(|command| links.carry_out(command));
+            for command in self.core.commands() {
+                if let PeerCommand::Send { link, packet } = &command {
+                    tracing::trace!(link = link.0, packet = packet.message.name(), "sent");
+                }
+                links.carry_out(command);
+            }
             links.flush();
         }
         let mut since = self.core.stats_mut().since_snapshot;

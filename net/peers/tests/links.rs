@@ -277,7 +277,8 @@ fn a_snapshot_passes_as_raw_bytes_between_packets() {
         let want_room = PeerCommand::WantRoom { link: theirs };
         leader.links.carry_out(want_room.clone());
         while stream.len() < total {
-            let is_room = |event: &PeerEvent| matches!(event, PeerEvent::Writable { .. }).then_some(());
+            let is_room =
+                |event: &PeerEvent| matches!(event, PeerEvent::Writable { .. }).then_some(());
             while sent < CHUNKS
                 && timeout(Duration::from_millis(5), leader.wait("room", is_room))
                     .await
