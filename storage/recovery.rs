@@ -20,6 +20,7 @@ use crate::{
     batch::{BatchHeader, BatchKind, FORMAT, HEADER_BYTES, Parsed},
     disk::{BLOCK_BYTES, Disk},
     error::{Damage, DamageKind, StorageError},
+    holdings::{DamagedBatch, Holdings, Survey},
     record::Records,
     segment::{FIRST_BATCH, SegmentMeta},
 };
@@ -314,6 +315,55 @@ impl<D: Disk> Walk<D> {
             after: self.chain.last_zxid,
             before: ending.resumes_at,
         }
+    }
+
+    /// Looks for all that is whole behind the damaged place at which the chain stopped. Ends behind the last of it.
+    /// `is_missing`: a segment cannot be read at all, so something is lost even where nothing further on shows it.
+    pub(crate) async fn survey(
+        &mut self,
+        damage: Damage,
+        closed: Option<CleanEnd>,
+        is_missing: bool,
+    ) -> Result<Holdings, StorageError> {
+        let mut survey = Survey::behind(self.chain);
+        let (mut end_index, mut end_offset) = (self.index, self.offset);
+        for index in self.index..self.segments.len() {
+            let mut at = if index == self.index {
+                self.offset
+            } else {
+                FIRST_BATCH
+            };
+            while at < self.bytes_of(index) {
+                let found = self.header_at(index, at).await?;
+                let of_segment = self.segment(index).map_or(0, |meta| meta.incarnation);
+                let Some(header) = found
+                    .filter(|header| survey.counts(header) && header.incarnation >= of_segment)
+                else {
+                    at += BLOCK_BYTES as u64;
+                    continue;
+                };
+                let len = header.stored_bytes();
+                let is_whole = header.matches_body(self.bytes_at(index, at, len).await?);
+                let damaged = (!is_whole).then(|| DamagedBatch {
+                    file: self
+                        .segment(index)
+                        .map_or_else(PathBuf::new, |meta| meta.path.clone()),
+                    offset: at,
+                    header,
+                });
+                survey.found(&header, damaged);
+                at += len as u64;
+                (end_index, end_offset) = (index, at);
+            }
+        }
+        self.chain = survey.chain();
+        (self.index, self.offset) = (end_index, end_offset);
+        self.current = None;
+        let ending = self.ending(closed).await?;
+        let is_rot = matches!(ending.decision, Decision::Rot(_));
+        let has_lost_more = is_rot || is_missing && survey.has_no_gap();
+        let may_have_had_more = ending.decision == Decision::Torn;
+        Ok(survey.finish(damage, has_lost_more, may_have_had_more))
     }
 
     async fn place(

@@ -5,14 +5,19 @@
 //! - Segments behind the one in which the log goes on lose their name before the first write: what they
 //!   hold was cut, and must not be met again by a later start.
 
-use std::{collections::VecDeque, path::Path};
+use std::{
+    collections::VecDeque,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
 
 use ringkeeper_proto::Zxid;
 
 use crate::{
     batch::{BatchHeader, Parsed},
     disk::{BLOCK_BYTES, Disk},
-    error::{OpenError, StorageError},
+    error::{Damage, DamageKind, OpenError, StorageError},
+    holdings::Holdings,
     manifest::{Contents, Phase},
     recovery::{Chain, Decision, Ending, Void, Walk},
     segment::{FIRST_BATCH, Listing, Segment, SegmentHeader, SegmentMeta, log_path, spare_path},
@@ -24,7 +29,17 @@ use crate::{
 pub(crate) struct ScannedLog<D: Disk> {
     pub(crate) resume: Resume<D>,
     pub(crate) tail: Tail,
+    pub(crate) holdings: Holdings,
     pub(crate) bytes_read: u64,
+}
+
+/// What damage to acknowledged history means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnDamage {
+    /// The log is not opened.
+    Refuse,
+    /// It is opened for reading what there is of it, and is not changed.
+    Survey,
 }
 
 /// Reads the log from where a snapshot at `snapshot` needs it, and judges its end.
@@ -34,10 +49,17 @@ pub(crate) async fn scan_log<D: Disk>(
     options: &LogOptions,
     contents: &Contents,
     snapshot: Zxid,
+    on_damage: OnDamage,
 ) -> Result<ScannedLog<D>, OpenError> {
     let listing = Listing::of(&list(disk, dir).await?);
     let run = (contents.starts + 1) << 32;
-    let segments = read_segments(disk, dir, contents, &listing).await?;
+    let Segments {
+        whole: segments,
+        missing,
+    } = read_segments(disk, dir, contents, &listing).await?;
+    if let Some(missing) = missing.as_ref().filter(|_| on_damage == OnDamage::Refuse) {
+        return Err(OpenError::Segment(missing.clone()));
+    }
     if segments.is_empty() {
         return match contents.phase {
             Phase::Making => Ok(fresh(dir, options, contents, run)),
@@ -66,8 +88,31 @@ pub(crate) async fn scan_log<D: Disk>(
         committed = committed.max(header.committed).min(header.last_zxid);
     }
     let ending = walk.ending(contents.clean_end).await?;
-    let tail = judge(&walk, &ending)?;
     let chain = walk.chain();
+    let is_missing = missing.is_some();
+    if let Some(damage) = damage(&walk, &ending, missing) {
+        if on_damage == OnDamage::Refuse {
+            return Err(damage.into());
+        }
+        let holdings = walk.survey(damage, contents.clean_end, is_missing).await?;
+        walk.close().await;
+        let state = Found {
+            chain,
+            committed,
+            run,
+            voids,
+            voids_known_from: before.sequence + 1,
+        };
+        let mut resume = state.damaged(disk, dir, segments, &listing).await?;
+        resume.damage.clone_from(&holdings.damage);
+        return Ok(ScannedLog {
+            resume,
+            tail: Tail::Clean,
+            holdings,
+            bytes_read,
+        });
+    }
+    let tail = judge(&walk, &ending);
     walk.close().await;
 
     let mut spares = Spares::new(disk, dir, options);
@@ -80,22 +125,69 @@ pub(crate) async fn scan_log<D: Disk>(
         spares.take(cut.number, cut.bytes).await?;
         sync(disk, dir).await?;
     }
-    let resume = Resume {
+    let active = reopen(disk, dir, &segments).await?;
+    let state = Found {
         chain,
         committed,
         run,
-        active: reopen(disk, dir, &segments).await?,
-        offset: ending.offset,
-        segments,
-        spares: spares.kept,
         voids,
         voids_known_from: before.sequence + 1,
     };
+    let resume = state.resume(active, ending.offset, segments, spares.kept);
     Ok(ScannedLog {
         resume,
         tail,
+        holdings: Holdings::whole(chain.last_zxid, tail != Tail::Clean),
         bytes_read,
     })
+}
+
+/// Where the chain stands, and what was met on the way.
+struct Found {
+    chain: Chain,
+    committed: Zxid,
+    run: u64,
+    voids: Vec<Void>,
+    voids_known_from: u64,
+}
+
+impl Found {
+    fn resume<D: Disk>(
+        self,
+        active: Rc<Segment<D>>,
+        offset: u64,
+        segments: VecDeque<SegmentMeta>,
+        spares: Vec<u64>,
+    ) -> Resume<D> {
+        Resume {
+            chain: self.chain,
+            committed: self.committed,
+            run: self.run,
+            active,
+            offset,
+            segments,
+            spares,
+            voids: self.voids,
+            voids_known_from: self.voids_known_from,
+            damage: None,
+        }
+    }
+
+    /// A log in which nothing is written, and behind all of whose files another may begin.
+    async fn damaged<D: Disk>(
+        self,
+        disk: &D,
+        dir: &Path,
+        segments: VecDeque<SegmentMeta>,
+        listing: &Listing,
+    ) -> Result<Resume<D>, StorageError> {
+        let active = reopen(disk, dir, &segments).await?;
+        let number = listing.logs.last().map_or(0, |(number, _)| *number);
+        let full = active.bytes;
+        let last = Segment::new(dir, number.max(active.number), active.incarnation, full);
+        *last.file.borrow_mut() = active.ready();
+        Ok(self.resume(last, full, segments, Vec::new()))
+    }
 }
 
 /// A log without any segment yet.
@@ -124,60 +216,91 @@ fn fresh<D: Disk>(
         spares: Vec::new(),
         voids: Vec::new(),
         voids_known_from: 0,
+        damage: None,
     };
     ScannedLog {
         resume,
         tail: Tail::Clean,
+        holdings: Holdings::whole(start.before.last_zxid, false),
         bytes_read: 0,
     }
 }
 
-fn judge<D: Disk>(walk: &Walk<D>, ending: &Ending) -> Result<Tail, OpenError> {
+/// The damage, if the chain did not just end. `missing` is a segment that is not there or has no whole header.
+fn damage<D: Disk>(walk: &Walk<D>, ending: &Ending, missing: Option<PathBuf>) -> Option<Damage> {
+    match (ending.decision, missing) {
+        (Decision::Rot(DamageKind::Missing) | Decision::End | Decision::Torn, Some(file)) => {
+            Some(Damage {
+                file,
+                offset: 0,
+                ..walk.damage(ending, DamageKind::Missing)
+            })
+        }
+        (Decision::Rot(kind), _) => Some(walk.damage(ending, kind)),
+        _ => None,
+    }
+}
+
+fn judge<D: Disk>(walk: &Walk<D>, ending: &Ending) -> Tail {
     match ending.decision {
-        Decision::Rot(kind) => Err(walk.damage(ending, kind).into()),
         Decision::Torn => {
             let after = walk.chain().last_zxid;
             let file = walk
                 .segment(ending.index)
                 .map(|meta| meta.path.display().to_string());
             tracing::warn!(file, offset = ending.offset, %after, "cut an unfinished write off the log");
-            Ok(Tail::Torn { after })
+            Tail::Torn { after }
         }
-        Decision::End | Decision::Keep => Ok(Tail::Clean),
+        // Rot has been dealt with before.
+        Decision::End | Decision::Keep | Decision::Rot(_) => Tail::Clean,
     }
 }
 
-/// The segments that count, oldest first, each with a whole first block.
+/// The segments that count.
+struct Segments {
+    /// Oldest first, each with a whole first block.
+    whole: VecDeque<SegmentMeta>,
+    /// The first that is not there, or has none.
+    missing: Option<PathBuf>,
+}
+
 async fn read_segments<D: Disk>(
     disk: &D,
     dir: &Path,
     contents: &Contents,
     listing: &Listing,
-) -> Result<VecDeque<SegmentMeta>, OpenError> {
+) -> Result<Segments, StorageError> {
     let start = contents.log_start;
-    let mut found = VecDeque::new();
+    let mut whole = VecDeque::new();
+    let mut missing = None;
+    let mut expected = start.segment;
     let logs = listing.logs.iter();
-    let counting = logs.filter(|(number, _)| *number >= start.segment);
-    for (expected, &(number, bytes)) in (start.segment..).zip(counting) {
+    for &(number, bytes) in logs.filter(|(number, _)| *number >= start.segment) {
         if number != expected {
-            return Err(OpenError::Segment(log_path(dir, expected)));
+            missing.get_or_insert_with(|| log_path(dir, expected));
         }
-        let mut meta = read_segment(disk, dir, contents.store, number, bytes).await?;
-        if number == start.segment {
-            meta.before = Some(start.before);
+        expected = number + 1;
+        match read_segment(disk, dir, contents.store, number, bytes).await? {
+            Some(mut meta) => {
+                if number == start.segment {
+                    meta.before = Some(start.before);
+                }
+                whole.push_back(meta);
+            }
+            None => _ = missing.get_or_insert_with(|| log_path(dir, number)),
         }
-        found.push_back(meta);
     }
-    Ok(found)
+    Ok(Segments { whole, missing })
 }
 
+/// The segment, or `None` when its first block is not the one that was written.
 async fn read_segment<D: Disk>(
     disk: &D,
     dir: &Path,
     store: u64,
     number: u64,
     bytes: u64,
-) -> Result<SegmentMeta, OpenError> {
+) -> Result<Option<SegmentMeta>, StorageError> {
     let path = log_path(dir, number);
     let failed = |error| StorageError::io("read log segment", &path, Some(0), error);
     let file = disk.open(&path).await.map_err(failed)?;
@@ -187,22 +310,24 @@ async fn read_segment<D: Disk>(
         .map_err(failed);
     disk.close(file).await;
     let read = read?;
-    let header = SegmentHeader::read(&read)
+    let Some(header) = SegmentHeader::read(&read)
         .filter(|header| (header.number, header.store, header.bytes) == (number, store, bytes))
-        .ok_or_else(|| OpenError::Segment(path.clone()))?;
+    else {
+        return Ok(None);
+    };
     let before = match BatchHeader::read(read.get(BLOCK_BYTES..).unwrap_or_default()) {
         Parsed::Header(batch) if batch.incarnation >= header.incarnation => {
             Some(Chain::before(&batch))
         }
         _ => None,
     };
-    Ok(SegmentMeta {
+    Ok(Some(SegmentMeta {
         number,
         incarnation: header.incarnation,
         bytes,
         path,
         before,
-    })
+    }))
 }
 
 /// The segment in which the log goes on: the last of `segments`.
@@ -210,7 +335,7 @@ async fn reopen<D: Disk>(
     disk: &D,
     dir: &Path,
     segments: &VecDeque<SegmentMeta>,
-) -> Result<std::rc::Rc<Segment<D>>, StorageError> {
+) -> Result<Rc<Segment<D>>, StorageError> {
     let meta = segments.back().expect("the walk has at least one segment");
     let segment = Segment::new(dir, meta.number, meta.incarnation, meta.bytes);
     let failed = |error| StorageError::io("open log segment", &meta.path, None, error);

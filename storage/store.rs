@@ -24,9 +24,10 @@ use crate::{
     batch::HEADER_BYTES,
     disk::{BLOCK_BYTES, Disk, Entry, round_up},
     error::{OpenError, StorageError},
+    holdings::Holdings,
     manifest::{self, Contents, Manifest, Phase, Reading, SNAPSHOTS_MAX, SnapshotInfo},
     record::FRAME_BYTES,
-    scan::scan_log,
+    scan::{OnDamage, scan_log},
     segment::{FIRST_BATCH, Listing, log_path, spare_path},
     snapshot::{self, snapshot_path},
     txn_log::{Shared, TxnLog, starts_after},
@@ -169,6 +170,9 @@ pub struct Recovered {
     pub last_zxid: Zxid,
     /// How the log ended.
     pub tail: Tail,
+    /// What the log has, zxid by zxid. Where something is faulty ([`Store::open_as_member`] only),
+    /// [`Recovered::last_zxid`] is the last zxid before it.
+    pub holdings: Holdings,
     /// The store's own random number.
     pub store: u64,
     /// Bytes of log that were read.
@@ -217,6 +221,31 @@ impl<D: Disk> Store<D> {
     /// server's log); refuses damage to acknowledged history. When this returns the recovered tail is
     /// attested by a seal, so it can no longer be taken for torn.
     pub async fn open(disk: D, dirs: &Dirs, options: LogOptions) -> Result<Opened<D>, OpenError> {
+        Self::open_with(disk, dirs, options, OnDamage::Refuse).await
+    }
+
+    /// As [`Store::open`], for a member of an ensemble: others may have what is damaged here.
+    ///
+    /// Where acknowledged history is damaged, the log is opened all the same, and
+    /// [`Recovered::holdings`] says what it has. It can be read up to the damage, and nothing is changed or
+    /// appended ([`TxnLog::damage`]): the member must not vote as if it lacked what it acknowledged. It becomes
+    /// whole by [`Store::mend`] and another start, or by [`Store::install_snapshot`].
+    ///
+    /// A manifest that cannot be read is refused here too: without its epochs a member cannot know what it promised.
+    pub async fn open_as_member(
+        disk: D,
+        dirs: &Dirs,
+        options: LogOptions,
+    ) -> Result<Opened<D>, OpenError> {
+        Self::open_with(disk, dirs, options, OnDamage::Survey).await
+    }
+
+    async fn open_with(
+        disk: D,
+        dirs: &Dirs,
+        options: LogOptions,
+        on_damage: OnDamage,
+    ) -> Result<Opened<D>, OpenError> {
         options.check()?;
         let (data, log) = (dirs.data_folder(), dirs.log_folder());
         refuse_apache(&disk, dirs).await?;
@@ -232,13 +261,18 @@ impl<D: Disk> Store<D> {
         }
         let snapshots = find_snapshots(&disk, &data, manifest.contents()).await?;
         let newest = snapshots.first().map_or(Zxid::ZERO, |info| info.zxid);
-        let found = scan_log(&disk, &log, &options, manifest.contents(), newest).await?;
+        let contents = manifest.contents();
+        let found = scan_log(&disk, &log, &options, contents, newest, on_damage).await?;
+        let is_damaged = found.holdings.damage.is_some();
         // The incarnations of this run are above those of all runs before, and a clean end counts once:
         // both durably before the log is written again, and not before it has been judged.
         manifest
             .update(|contents| {
                 contents.starts += 1;
-                contents.clean_end = None;
+                // A damaged log is not written, and where it ended is still to be known.
+                if !is_damaged {
+                    contents.clean_end = None;
+                }
             })
             .await?;
         let tail = found.tail;
@@ -251,12 +285,15 @@ impl<D: Disk> Store<D> {
             committed: found.resume.committed,
             last_zxid: found.resume.chain.last_zxid,
             tail,
+            holdings: found.holdings,
             store: manifest.contents().store,
             log_bytes_read: found.bytes_read,
         };
         let store = manifest.contents().store;
         let mut txn_log = TxnLog::resume(disk.clone(), log, options, store, found.resume);
-        txn_log.seal(recovered.committed).await?;
+        if !is_damaged {
+            txn_log.seal(recovered.committed).await?;
+        }
         if fresh {
             manifest
                 .update(|contents| contents.phase = Phase::Made)
@@ -324,6 +361,8 @@ impl<D: Disk> Store<D> {
             .update(|contents| {
                 contents.log_start = start;
                 contents.snapshots = vec![info];
+                // A log that was damaged still has it, and it is of the history that goes.
+                contents.clean_end = None;
             })
             .await?;
         let gone = inner.log.finish_replacement(replacement, start);

@@ -29,7 +29,7 @@ use ringkeeper_proto::Zxid;
 use crate::{
     batch::{Batch, BatchHeader, BatchKind, BatchLimits, Content, SealedBatch},
     disk::{BLOCK_BYTES, Disk, round_up},
-    error::{StorageError, is_no_space},
+    error::{Damage, StorageError, is_no_space},
     manifest::LogStart,
     reader::LogReader,
     recovery::{Chain, CleanEnd, Void},
@@ -66,6 +66,8 @@ pub(crate) struct Shared<D: Disk> {
 /// The log's moving parts.
 pub(crate) struct State<D: Disk> {
     latched: Option<StorageError>,
+    /// Acknowledged history is damaged: nothing is appended to it.
+    damage: Option<Damage>,
     closed: bool,
     /// Sequence of the next batch.
     next_sequence: u64,
@@ -162,6 +164,7 @@ pub(crate) struct Resume<D: Disk> {
     pub(crate) spares: Vec<u64>,
     pub(crate) voids: Vec<Void>,
     pub(crate) voids_known_from: u64,
+    pub(crate) damage: Option<Damage>,
 }
 
 impl<D: Disk> TxnLog<D> {
@@ -180,6 +183,7 @@ impl<D: Disk> TxnLog<D> {
         let unready = unready.into_iter().collect();
         let state = State {
             latched: None,
+            damage: resume.damage,
             closed: false,
             next_sequence: resume.chain.sequence + 1,
             previous: resume.chain.checksum,
@@ -387,8 +391,16 @@ impl<D: Disk> TxnLog<D> {
     /// the moment for a seal.
     pub fn needs_seal(&self) -> bool {
         let state = self.shared.state.borrow();
-        let is_idle = state.in_flight.is_empty() && state.latched.is_none() && !state.is_replaced;
-        is_idle && (!state.sealed || state.committed > state.committed_written)
+        let may_write = state.latched.is_none() && state.damage.is_none() && !state.is_replaced;
+        may_write
+            && state.in_flight.is_empty()
+            && (!state.sealed || state.committed > state.committed_written)
+    }
+
+    /// The damage for which nothing is appended, until a snapshot takes the log's place; see
+    /// [`Store::open_as_member`](crate::Store::open_as_member).
+    pub fn damage(&self) -> Option<Damage> {
+        self.shared.state.borrow().damage.clone()
     }
 
     /// How many batches are handed over and not yet durable.
@@ -522,6 +534,9 @@ impl<D: Disk> Shared<D> {
             if state.is_replaced {
                 return Some(StorageError::Replaced);
             }
+            if let Some(damage) = &state.damage {
+                return Some(damage.clone().into());
+            }
             let first = batch.first_zxid();
             let stale = kind == BatchKind::Records && first <= state.last_zxid;
             stale.then_some(StorageError::OutOfOrder {
@@ -622,6 +637,9 @@ impl<D: Disk> Shared<D> {
         if let Some(error) = &state.latched {
             return Err(error.clone());
         }
+        if let Some(damage) = &state.damage {
+            return Err(damage.clone().into());
+        }
         let left = state.active.bytes.saturating_sub(state.offset);
         match &state.no_space {
             Some(error) if left < self.options.admitted_reserve() => Err(error.clone()),
@@ -632,7 +650,8 @@ impl<D: Disk> Shared<D> {
     /// Ends writing, and says where the log ends; `None` while that is not known.
     pub(crate) fn close(&self) -> Option<CleanEnd> {
         let state = self.state.borrow();
-        if state.latched.is_some() || !state.in_flight.is_empty() {
+        let is_whole = state.latched.is_none() && state.damage.is_none();
+        if !is_whole || !state.in_flight.is_empty() {
             return None;
         }
         let end = CleanEnd {
@@ -741,6 +760,7 @@ impl<D: Disk> Shared<D> {
         state.voids.clear();
         state.voids_known_from = 0;
         state.is_replaced = false;
+        state.damage = None;
         if let Some(waker) = state.maintenance.take() {
             waker.wake();
         }
