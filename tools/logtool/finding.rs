@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use ringkeeper_apache_files as apache;
 use ringkeeper_proto::Zxid;
 use serde_json::{Map, Value, json};
 
@@ -118,6 +119,23 @@ impl Finding {
         put("before_zxid", self.before.map(|v| json!(v.to_string())));
         map.insert("text".into(), json!(self.text));
         Value::Object(map)
+    }
+}
+
+impl From<apache::Problem> for Finding {
+    fn from(problem: apache::Problem) -> Self {
+        let severity = match problem.severity {
+            apache::Severity::Note => Severity::Note,
+            apache::Severity::Warning => Severity::Warning,
+            apache::Severity::Damage => Severity::Damage,
+        };
+        Self {
+            offset: problem.offset,
+            record: problem.record,
+            after: problem.after,
+            before: problem.before,
+            ..Self::new(severity, problem.kind, &problem.file, problem.text)
+        }
     }
 }
 

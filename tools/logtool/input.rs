@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
+use ringkeeper_apache_files::{self as apache, Directory, LOG_PREFIX, SNAPSHOT_PREFIX, name_zxid};
 use ringkeeper_storage::FOLDER;
 use ringkeeper_storage::offline::{FileName, MANIFEST_MAGIC, SEGMENT_MAGIC, SNAPSHOT_MAGIC};
 
-use crate::apache_dir::{APACHE_FOLDER, ApacheDir};
-use crate::apache_log::name_zxid;
 use crate::exit::Failure;
 use crate::own_dir::{OwnDir, configured, folder_of};
 
@@ -43,7 +42,7 @@ pub(crate) enum Source {
     /// Ringkeeper's.
     Own(Box<OwnDir>),
     /// Apache ZooKeeper's.
-    Apache(ApacheDir),
+    Apache(Directory),
 }
 
 /// What a path is.
@@ -107,7 +106,7 @@ fn kind_of_dir(dir: &Path) -> io::Result<Kind> {
             .and_then(|name| FileName::parse(name.to_str()?))
             .is_some()
     })?;
-    let inside = dir.join(APACHE_FOLDER);
+    let inside = dir.join(apache::FOLDER);
     let apache_folder = if inside.is_dir() {
         inside
     } else {
@@ -151,8 +150,8 @@ fn kind_of_file(path: &Path) -> io::Result<Kind> {
         .file_name()
         .map(|name| name.to_string_lossy().into_owned());
     let by_name = name.as_deref().and_then(FileName::parse);
-    let is_snapshot_name = name_zxid(path, "snapshot.").is_some();
-    let is_log_name = name_zxid(path, "log.").is_some();
+    let is_snapshot_name = name_zxid(path, SNAPSHOT_PREFIX).is_some();
+    let is_log_name = name_zxid(path, LOG_PREFIX).is_some();
     Ok(match start.get(..4) {
         None if start.is_empty() => Kind::EmptyFile,
         Some(magic) if magic == SEGMENT_MAGIC => Kind::OwnSegment,
@@ -160,8 +159,8 @@ fn kind_of_file(path: &Path) -> io::Result<Kind> {
         Some(magic) if magic == MANIFEST_MAGIC => Kind::OwnManifest,
         Some(b"ZKLG") => Kind::ApacheLog,
         Some(b"ZKSN") => Kind::ApacheSnapshot,
-        // gzip, and the two framings of snappy; many other files begin so too.
-        Some([0x1f, 0x8b, ..] | [0x82, b'S', b'N', b'A'] | [0xff, 6, 0, 0]) if is_snapshot_name => {
+        // gzip and snappy; many other files begin so too.
+        Some([0x1f, 0x8b, ..] | [0x82, b'S', b'N', b'A']) if is_snapshot_name => {
             Kind::ApacheSnapshot
         }
         // Its magic may be what is damaged.
@@ -205,7 +204,7 @@ impl Input {
                 }
                 (Kind::ApacheDir, _) | (Kind::BothDir, Some(Format::Apache)) => {
                     let log = self.log_dir.as_deref().unwrap_or(path);
-                    return Ok(Source::Apache(ApacheDir::open(path, log)?));
+                    return Ok(Source::Apache(Directory::open(path, log)?));
                 }
                 (Kind::BothDir, None) => {
                     return Err(Failure::usage(format!(
@@ -231,7 +230,7 @@ impl Input {
         let is_apache = !apache_logs.is_empty() || !apache_snapshots.is_empty();
         match (is_own, is_apache) {
             (true, true) => Err(Failure::usage("name files of one format")),
-            (_, true) => Ok(Source::Apache(ApacheDir::of_files(
+            (_, true) => Ok(Source::Apache(Directory::of_files(
                 apache_logs,
                 apache_snapshots,
             ))),

@@ -7,8 +7,6 @@
 //! `docs/log-tools.md` is the user's guide.
 #![forbid(unsafe_code)]
 
-mod apache_dir;
-mod apache_log;
 mod apache_state;
 mod apache_verify;
 mod at;
@@ -37,7 +35,6 @@ mod stats;
 mod tree_summary;
 mod truncate;
 mod verify;
-mod window;
 mod writing;
 mod znode;
 

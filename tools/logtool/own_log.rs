@@ -12,11 +12,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use indicatif::ProgressBar;
+use ringkeeper_apache_files::follows;
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{BatchHeader, DamageKind, Decision, HeaderState, Place, decide};
 
 use crate::finding::Finding;
-use crate::segment_scan::{Depth, Gap, Run, SegmentScan, Void, follows, scan};
+use crate::segment_scan::{Depth, Gap, Run, SegmentScan, Void, scan};
 
 /// A segment file to read.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use anyhow::Context as _;
+use ringkeeper_apache_files::Window;
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::offline::{self, FIRST_BATCH_OFFSET};
 use ringkeeper_storage::{BLOCK_BYTES, BatchHeader, FRAME_BYTES, HEADER_BYTES, HeaderState};
@@ -12,7 +13,6 @@ use crate::finding::Finding;
 use crate::own_log::OwnLog;
 use crate::record::{RecordAt, Span, Visit};
 use crate::segment_scan::{Gap, Run, SegmentScan};
-use crate::window::Window;
 
 const AHEAD: usize = 1 << 20;
 /// The longest damaged stretch that is searched for whole records.

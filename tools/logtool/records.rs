@@ -1,5 +1,6 @@
 //! The records of a log of either format.
 
+use crate::apache_state;
 use crate::finding::{Finding, Severity};
 use crate::input::{Input, Source};
 use crate::own_log;
@@ -26,7 +27,7 @@ pub(crate) fn for_each(
             own_records::for_each(&log, span, Damaged::Tell(&mut tell), visit)?;
             damage
         }
-        Source::Apache(dir) => dir.for_each(span, visit)?,
+        Source::Apache(dir) => apache_state::for_each(&dir, span, visit)?,
     };
     damage.retain(|finding| finding.severity == Severity::Damage);
     Ok(damage)

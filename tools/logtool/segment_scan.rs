@@ -10,11 +10,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use ringkeeper_apache_files::{Window, follows};
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::offline::{self, BodyFault, FIRST_BATCH_OFFSET, HeaderAt, SegmentInfo};
 use ringkeeper_storage::{BLOCK_BYTES, BatchHeader, BatchKind, HEADER_BYTES, HeaderState};
-
-use crate::window::Window;
 
 /// A batch's last byte can be up to this far; a piece of this size keeps a device busy.
 const AHEAD_FULL: usize = 2 << 20;
@@ -150,16 +149,6 @@ impl SegmentScan {
     /// The gap behind the last run.
     pub(crate) fn last_gap(&self) -> Option<&Gap> {
         self.gaps.last()
-    }
-}
-
-/// Whether `next` may follow `last` without a zxid left out: the next counter of the epoch, or the first of
-/// a later one.
-pub(crate) fn follows(last: Zxid, next: Zxid) -> bool {
-    if next.epoch() == last.epoch() {
-        last.next() == Some(next)
-    } else {
-        next.epoch() > last.epoch() && next.counter() <= 1
     }
 }
 

@@ -1,13 +1,17 @@
 //! `show-snapshot`: what a snapshot holds.
 
+use std::path::Path;
+
 use clap::Args;
+use ringkeeper_apache_files::{Snapshot, read_snapshot};
 use ringkeeper_tree::Tree;
 use serde_json::json;
 
+use crate::apache_verify::compression_name;
 use crate::exit::{Exit, Failure};
 use crate::input::{Input, Source};
 use crate::output::Output;
-use crate::own_dir::SnapshotFile;
+use crate::progress::bytes_bar;
 use crate::render;
 use crate::state::load_snapshot;
 use crate::znode;
@@ -32,17 +36,23 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
-    let Source::Own(dir) = options.input.open()? else {
-        return Err(Failure::unreadable(
-            "Apache ZooKeeper's snapshots are not read yet",
-        ));
+    let tree = match options.input.open()? {
+        Source::Own(dir) => {
+            let newest = dir.usable_snapshots().next_back();
+            let file = newest.ok_or_else(none)?;
+            let tree = load_snapshot(&file.path)?;
+            show_figures(&file.path, &tree, None, out)?;
+            tree
+        }
+        Source::Apache(dir) => {
+            let (_, path) = dir.snapshots.last().ok_or_else(none)?;
+            let bar = bytes_bar("read", dir.snapshot_bytes(), out.quiet);
+            let snapshot = read_snapshot(path, &mut |bytes| bar.inc(bytes))?;
+            bar.finish_and_clear();
+            show_figures(path, &snapshot.tree, Some(&snapshot), out)?;
+            snapshot.tree
+        }
     };
-    let newest = dir.usable_snapshots().next_back();
-    let Some(file) = newest else {
-        return Err(Failure::unreadable("there is no snapshot"));
-    };
-    let tree = load_snapshot(&file.path)?;
-    show_figures(file, &tree, out)?;
     if options.sessions {
         show_sessions(&tree, out)?;
     }
@@ -52,10 +62,19 @@ pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-fn show_figures(file: &SnapshotFile, tree: &Tree, out: &mut Output) -> anyhow::Result<()> {
+fn none() -> anyhow::Error {
+    Failure::unreadable("there is no snapshot")
+}
+
+fn show_figures(
+    path: &Path,
+    tree: &Tree,
+    apache: Option<&Snapshot>,
+    out: &mut Output,
+) -> anyhow::Result<()> {
     if out.json {
-        out.value(&json!({
-            "file": file.path.display().to_string(),
+        let mut value = json!({
+            "file": path.display().to_string(),
             "zxid": tree.zxid().to_string(),
             "znodes": tree.node_count(),
             "digest": format!("{:#x}", tree.digest()),
@@ -63,11 +82,26 @@ fn show_figures(file: &SnapshotFile, tree: &Tree, out: &mut Output) -> anyhow::R
             "ephemerals": tree.ephemerals_count(),
             "acls": tree.acl_count(),
             "data_bytes": tree.approximate_data_size(),
-        }))?;
+        });
+        if let (Some(snapshot), Some(map)) = (apache, value.as_object_mut()) {
+            let named = snapshot.digest.map(|digest| {
+                json!({
+                    "zxid": digest.zxid.to_string(),
+                    "version": digest.version,
+                    "digest": format!("{:#x}", digest.digest),
+                })
+            });
+            let compression = compression_name(snapshot.compression);
+            map.insert("compression".into(), json!(compression));
+            let through = snapshot.fuzzy_through.to_string();
+            map.insert("fuzzy_through".into(), json!(through));
+            map.insert("named_digest".into(), json!(named));
+        }
+        out.value(&value)?;
         return Ok(());
     }
     for line in [
-        format!("file = {}", file.path.display()),
+        format!("file = {}", path.display()),
         format!("zxid = {}", tree.zxid()),
         format!("znodes = {}", tree.node_count()),
         format!("digest = {:#x}", tree.digest()),
@@ -77,6 +111,25 @@ fn show_figures(file: &SnapshotFile, tree: &Tree, out: &mut Output) -> anyhow::R
         format!("bytes of paths and data = {}", tree.approximate_data_size()),
     ] {
         out.line(line)?;
+    }
+    let Some(snapshot) = apache else {
+        return Ok(());
+    };
+    out.line(format!(
+        "compression = {}",
+        compression_name(snapshot.compression)
+    ))?;
+    if snapshot.fuzzy_through > tree.zxid() {
+        out.line(format!(
+            "may show transactions up to = {}",
+            snapshot.fuzzy_through
+        ))?;
+    }
+    if let Some(digest) = snapshot.digest {
+        out.line(format!(
+            "digest named for {} = {:#x}",
+            digest.zxid, digest.digest
+        ))?;
     }
     Ok(())
 }

@@ -129,7 +129,7 @@ pub(crate) fn of_input(input: &Input, through: Option<Zxid>, quiet: bool) -> any
         Source::Apache(_) => Err(Failure::unreadable("Apache ZooKeeper's state")),
     };
     if let Source::Apache(dir) = input.open()? {
-        return apache_state::of_dir(&dir, through);
+        return apache_state::of_dir(&dir, through, quiet);
     }
     let work = |dir: &OwnDir| {
         let bar = bytes_bar("read", dir.log_bytes(), quiet);

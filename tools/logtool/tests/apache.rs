@@ -38,7 +38,7 @@ fn a_whole_directory_is_read_as_its_own_counterpart() {
     let text = expect(0, &["verify", arg(dir.path())]);
     assert!(
         text.contains(
-            "1006 records (zxids 0x100000001 to 0x1000003ee), 1006 replayed, 0 digests differ"
+            "1006 records (zxids 0x100000001 to 0x1000003ee), 1006 replayed from the beginning, 0 digests differ"
         ),
         "{text}"
     );

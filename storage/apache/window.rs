@@ -10,7 +10,7 @@ use rustix::fs::Advice;
 /// Bytes of a file held in memory. Its memory is bounded by `ahead` and the longest piece asked for, never by
 /// the file.
 #[derive(Debug)]
-pub(crate) struct Window {
+pub struct Window {
     file: File,
     /// The file's length when it was opened.
     len: u64,
@@ -21,7 +21,10 @@ pub(crate) struct Window {
 
 impl Window {
     /// Opens `path`; reads come in pieces of `ahead` bytes.
-    pub(crate) fn open(path: &Path, ahead: usize) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(path: &Path, ahead: usize) -> io::Result<Self> {
         let file = File::open(path)?;
         let len = file.metadata()?.len();
         if ahead > 64 << 10 {
@@ -38,17 +41,24 @@ impl Window {
     }
 
     /// The file's length when it was opened.
-    pub(crate) const fn len(&self) -> u64 {
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "an empty file is no special case"
+    )]
+    pub const fn len(&self) -> u64 {
         self.len
     }
 
     /// Reads everything anew from now on.
-    pub(crate) fn forget(&mut self) {
+    pub fn forget(&mut self) {
         self.bytes.clear();
     }
 
     /// Up to `len` bytes at `at`; fewer only at the end of the file.
-    pub(crate) fn get(&mut self, at: u64, len: usize) -> io::Result<&[u8]> {
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn get(&mut self, at: u64, len: usize) -> io::Result<&[u8]> {
         let end = self.len.min(at.saturating_add(len as u64));
         if at >= end {
             return Ok(&[]);

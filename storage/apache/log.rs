@@ -10,30 +10,24 @@
 //!
 //! Invariants:
 //! - Nothing read is believed before its checksum holds; lengths are held against the file's.
-//! - Memory is bounded by [`RECORD_BYTES_MAX`], not by the file.
+//! - Memory is bounded by the longest record, not by the file.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use ringkeeper_proto::Zxid;
 
-use crate::segment_scan::follows;
 use crate::window::Window;
+use crate::{LEN_MAX, LOG_MAGIC, LOG_PREFIX, VERSION};
 
-/// How a log begins.
-const MAGIC: [u8; 4] = *b"ZKLG";
-/// The version that every release has written.
-const VERSION: u32 = 2;
 /// Bytes before the first entry.
-const HEADER_BYTES: u64 = 16;
+const HEADER_BYTES: usize = 16;
 /// Checksum and length before a record.
 const FRAME_BYTES: usize = 12;
 /// The least that a record can be: a transaction's header.
 const RECORD_BYTES_MIN: usize = 32;
-/// The longest record that is believed; Apache's own bound (`jute.maxbuffer`) is far below.
-const RECORD_BYTES_MAX: usize = 256 << 20;
 /// How an entry ends.
-const END_OF_RECORD: u8 = b'B';
+pub(crate) const END_OF_RECORD: u8 = b'B';
 /// Read in pieces of this size.
 const AHEAD: usize = 1 << 20;
 /// An epoch further on than this is no continuation.
@@ -43,31 +37,37 @@ const FAULTS_MAX: usize = 4096;
 
 /// An entry as handed out.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry<'a> {
-    pub(crate) zxid: Zxid,
-    pub(crate) bytes: &'a [u8],
-    pub(crate) offset: u64,
+pub struct Entry<'a> {
+    /// That of its header.
+    pub zxid: Zxid,
+    /// `TxnHeader`, body, and digest if there is one.
+    pub bytes: &'a [u8],
+    /// Where its frame begins in the file.
+    pub offset: u64,
     /// Its place among the entries of the file, damaged ones included as far as they can be told apart.
-    pub(crate) index: u64,
+    pub index: u64,
 }
 
 /// A place that is not what it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Fault {
-    pub(crate) offset: u64,
-    pub(crate) index: u64,
-    pub(crate) kind: FaultKind,
+pub struct Fault {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// The entry's place in the file.
+    pub index: u64,
+    /// What is wrong.
+    pub kind: FaultKind,
     /// The last whole zxid before it.
-    pub(crate) after: Option<Zxid>,
+    pub after: Option<Zxid>,
     /// The first whole one behind it.
-    pub(crate) before: Option<Zxid>,
+    pub before: Option<Zxid>,
     /// What the damaged record says of itself, where it is one.
-    pub(crate) claims: Option<Zxid>,
+    pub claims: Option<Zxid>,
 }
 
 /// What is wrong at a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FaultKind {
+pub enum FaultKind {
     /// Magic, version or dbid are not those of a log.
     Header,
     /// A record in whole, but its checksum does not hold.
@@ -80,6 +80,8 @@ pub(crate) enum FaultKind {
     Torn,
     /// A whole entry whose zxid does not come after the one before.
     Order,
+    /// A whole entry with the zxid of the one before.
+    Repeated,
     /// Zxids of an epoch are left out.
     Gap,
     /// Something stands in the zeros behind the last entry.
@@ -88,37 +90,53 @@ pub(crate) enum FaultKind {
 
 impl FaultKind {
     /// Whether a transaction is damaged or missing there.
-    pub(crate) const fn is_break(self) -> bool {
+    #[must_use]
+    pub const fn is_break(self) -> bool {
         matches!(self, Self::Checksum | Self::Broken | Self::Frame)
     }
 }
 
 /// A log as found.
 #[derive(Clone, Debug)]
-pub(crate) struct LogScan {
-    pub(crate) path: PathBuf,
+pub struct LogScan {
+    /// The file.
+    pub path: PathBuf,
     /// The zxid in its name.
-    pub(crate) named: Option<Zxid>,
-    pub(crate) bytes: u64,
-    pub(crate) records: u64,
-    pub(crate) zxids: Option<(Zxid, Zxid)>,
-    pub(crate) faults: Vec<Fault>,
+    pub named: Option<Zxid>,
+    /// Its length, padding included.
+    pub bytes: u64,
+    /// Whole entries.
+    pub records: u64,
+    /// The lowest and the highest zxid of these.
+    pub zxids: Option<(Zxid, Zxid)>,
+    /// What is wrong, from front to back.
+    pub faults: Vec<Fault>,
+}
+
+/// Whether `next` may follow `last` without a zxid left out: the next counter of the epoch, or the first of
+/// a later one.
+pub fn follows(last: Zxid, next: Zxid) -> bool {
+    if next.epoch() == last.epoch() {
+        last.next() == Some(next)
+    } else {
+        next.epoch() > last.epoch() && next.counter() <= 1
+    }
 }
 
 /// Reads the log at `path`, handing each whole entry to `each` until it says stop.
 ///
 /// # Errors
 /// When the file cannot be read, or `each` fails.
-pub(crate) fn scan(
+pub fn scan<E: From<io::Error>>(
     path: &Path,
     tick: &mut dyn FnMut(u64),
-    each: &mut dyn FnMut(&Entry<'_>) -> anyhow::Result<bool>,
-) -> anyhow::Result<LogScan> {
+    each: &mut dyn FnMut(&Entry<'_>) -> Result<bool, E>,
+) -> Result<LogScan, E> {
     let mut scanner = Scanner {
         window: Window::open(path, AHEAD).map_err(|error| named_error(path, &error))?,
         scan: LogScan {
             path: path.to_owned(),
-            named: name_zxid(path, "log."),
+            named: name_zxid(path, LOG_PREFIX),
             bytes: 0,
             records: 0,
             zxids: None,
@@ -140,7 +158,7 @@ fn named_error(path: &Path, error: &io::Error) -> io::Error {
 }
 
 /// The zxid in the name of a log or snapshot, with or without the ending of a compression.
-pub(crate) fn name_zxid(path: &Path, prefix: &str) -> Option<Zxid> {
+pub fn name_zxid(path: &Path, prefix: &str) -> Option<Zxid> {
     let name = path.file_name()?.to_str()?.strip_prefix(prefix)?;
     let digits = name.split('.').next()?;
     u64::from_str_radix(digits, 16).ok().map(Zxid)
@@ -169,14 +187,19 @@ enum Place {
 
 impl Scanner {
     fn check_header(&mut self) -> io::Result<()> {
-        let bytes = self.window.get(0, 16)?;
+        let bytes = self.window.get(0, HEADER_BYTES)?;
+        if bytes.iter().all(|byte| *byte == 0) && self.scan.bytes <= HEADER_BYTES as u64 {
+            // A crash came before the header was written.
+            self.fault(0, FaultKind::Torn, None);
+            return Ok(());
+        }
         let word = |at: usize| {
             bytes
                 .get(at..at + 4)
                 .and_then(|b| b.try_into().ok())
-                .map(u32::from_be_bytes)
+                .map(i32::from_be_bytes)
         };
-        let is_good = bytes.starts_with(&MAGIC)
+        let is_good = bytes.starts_with(&LOG_MAGIC)
             && word(4) == Some(VERSION)
             // ZK: FileTxnLog never sets its dbId.
             && (word(8), word(12)) == (Some(0), Some(0));
@@ -186,14 +209,14 @@ impl Scanner {
         Ok(())
     }
 
-    fn run(
+    fn run<E: From<io::Error>>(
         &mut self,
         tick: &mut dyn FnMut(u64),
-        each: &mut dyn FnMut(&Entry<'_>) -> anyhow::Result<bool>,
-    ) -> anyhow::Result<()> {
+        each: &mut dyn FnMut(&Entry<'_>) -> Result<bool, E>,
+    ) -> Result<(), E> {
         let path = self.scan.path.clone();
         let failed = |error: io::Error| named_error(&path, &error);
-        let mut at = HEADER_BYTES.min(self.scan.bytes);
+        let mut at = self.scan.bytes.min(HEADER_BYTES as u64);
         let mut told = 0;
         while self.scan.faults.len() < FAULTS_MAX {
             let here = match self.place(at).map_err(failed)? {
@@ -292,7 +315,10 @@ impl Scanner {
         let Some(last) = self.last.filter(|_| !after_fault) else {
             return;
         };
-        if zxid <= last {
+        if zxid == last {
+            // ZK: FileTxnLog.append warns of it and writes on.
+            self.fault(at, FaultKind::Repeated, Some(zxid));
+        } else if zxid < last {
             self.fault(at, FaultKind::Order, Some(zxid));
         } else if !follows(last, zxid) {
             self.fault(at, FaultKind::Gap, Some(zxid));
@@ -325,7 +351,7 @@ impl Scanner {
         let Some((sum, len)) = read_frame(frame) else {
             return Ok(Place::Nothing);
         };
-        if !(RECORD_BYTES_MIN..=RECORD_BYTES_MAX).contains(&len) || FRAME_BYTES + len + 1 > left {
+        if !(RECORD_BYTES_MIN..=LEN_MAX).contains(&len) || FRAME_BYTES + len + 1 > left {
             return Ok(Place::Nothing);
         }
         let stored = self.window.get(at + FRAME_BYTES as u64, len + 1)?;
@@ -349,7 +375,7 @@ impl Scanner {
     fn has_whole_record(&mut self, at: u64) -> io::Result<bool> {
         let end = self.end_of_content(at)?;
         let len = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
-        if len <= FRAME_BYTES + RECORD_BYTES_MIN || len > RECORD_BYTES_MAX {
+        if len <= FRAME_BYTES + RECORD_BYTES_MIN || len > LEN_MAX {
             return Ok(false);
         }
         let stored = self.window.get(at, len)?;
@@ -449,7 +475,7 @@ fn is_likely(look: &[u8], lowest: Zxid) -> bool {
     let zxid = look.get(FRAME_BYTES..).and_then(record_zxid);
     sum != 0
         && sum <= u64::from(u32::MAX)
-        && (RECORD_BYTES_MIN..=RECORD_BYTES_MAX).contains(&len)
+        && (RECORD_BYTES_MIN..=LEN_MAX).contains(&len)
         && zxid.is_some_and(|zxid| {
             zxid > lowest && zxid.epoch().0 - lowest.epoch().0 <= EPOCHS_AHEAD_MAX
         })
