@@ -1,8 +1,13 @@
 //! What the core of a member tells its links, and what they tell it.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use ringkeeper_proto::ServerId;
 use ringkeeper_zab::{LinkId, Message, Notification};
+
+use crate::settings::Member;
 
 /// A packet on a learner's link: what Zab knows of it, and what rides along.
 ///
@@ -37,9 +42,6 @@ pub enum Rider {
     /// With a learner's `Ping`: which sessions were heard of, a
     /// [`TouchTable`](ringkeeper_proto::quorum::TouchTable).
     Touches(Bytes),
-    /// With `Commit` or `Inform`: the transaction is a reconfiguration, and from here on this server
-    /// is the designated leader (COMMITANDACTIVATE, INFORMANDACTIVATE).
-    Activate(ServerId),
 }
 
 /// What the links are to do. Nothing of it waits; what was queued leaves at the end of the turn.
@@ -90,6 +92,14 @@ pub enum PeerCommand {
     Close {
         /// The link.
         link: LinkId,
+    },
+    /// Who the members are from now on, and the text of the configuration. Links to servers that are no
+    /// members any more are left alone; nobody calls them any more.
+    Configure {
+        /// Every member, of the configuration in force and of one that is to follow.
+        members: BTreeMap<ServerId, Member>,
+        /// The text that notifications carry.
+        config: Arc<str>,
     },
     /// Send a message of the election. While the peer cannot be reached, the last one waits.
     Notify {

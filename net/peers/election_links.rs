@@ -26,7 +26,7 @@ use ringkeeper_zab::Notification;
 use crate::contract::PeerEvent;
 use crate::events::{EventQueue, Signal, Source};
 use crate::learner_links::{KEEPALIVE, addresses_of, connection_limits};
-use crate::settings::{MemberAddress, PeerSettings};
+use crate::settings::{MemberAddress, PeerSettings, Roster};
 use crate::wire;
 
 /// Callers that have not said who they are, at most.
@@ -52,6 +52,7 @@ pub(crate) struct ElectionLinks {
 #[derive(Debug)]
 struct Shared {
     settings: Rc<PeerSettings>,
+    roster: Roster,
     queue: Rc<EventQueue>,
     peers: RefCell<BTreeMap<ServerId, Rc<Peer>>>,
     /// The text of the configuration.
@@ -65,7 +66,9 @@ struct Shared {
 struct Peer {
     id: ServerId,
     /// `None`: not a member.
-    votes: Option<bool>,
+    votes: Cell<Option<bool>>,
+    /// Whether there is a task that calls it.
+    is_called: Cell<bool>,
     addresses: RefCell<Vec<MemberAddress>>,
     source: Rc<Source>,
     connection: RefCell<Option<WriteHalf>>,
@@ -84,10 +87,11 @@ struct Peer {
 
 impl ElectionLinks {
     /// Begins to call the members.
-    pub(crate) fn start(settings: Rc<PeerSettings>, queue: Rc<EventQueue>) -> Self {
+    pub(crate) fn start(settings: Rc<PeerSettings>, roster: Roster, queue: Rc<EventQueue>) -> Self {
         let shared = Rc::new(Shared {
             config: RefCell::new(Arc::clone(&settings.config)),
             settings,
+            roster,
             queue,
             peers: RefCell::default(),
             greetings: Cell::new(0),
@@ -97,27 +101,45 @@ impl ElectionLinks {
             shared: Rc::clone(&shared),
             tasks: RefCell::default(),
         };
-        for (id, member) in &shared.settings.members {
-            if *id == shared.settings.id {
-                continue;
-            }
-            let peer = Rc::new(Peer::new(*id, Some(member.votes), member.addresses.clone()));
-            shared.peers.borrow_mut().insert(*id, Rc::clone(&peer));
-            let task = spawn_local(keep_connected(Rc::clone(&shared), peer));
-            links.tasks.borrow_mut().push(task);
-        }
+        links.call_members();
         links
+    }
+
+    /// The members are others from now on.
+    pub(crate) fn configure(&self, config: Arc<str>) {
+        self.shared.config.replace(config);
+        self.call_members();
+    }
+
+    /// Calls whoever is a member, and nobody else.
+    fn call_members(&self) {
+        let shared = &self.shared;
+        let roster = shared.roster.borrow();
+        for peer in shared.peers.borrow().values() {
+            if !roster.contains_key(&peer.id) {
+                peer.votes.set(None);
+            }
+        }
+        for (id, member) in roster.iter().filter(|(id, _)| **id != shared.settings.id) {
+            let peer = {
+                let mut peers = shared.peers.borrow_mut();
+                let new = || Rc::new(Peer::new(*id, None, Vec::new()));
+                Rc::clone(peers.entry(*id).or_insert_with(new))
+            };
+            peer.votes.set(Some(member.votes));
+            peer.addresses.replace(member.addresses.clone());
+            peer.changed.set();
+            if !peer.is_called.replace(true) {
+                let task = spawn_local(keep_connected(Rc::clone(shared), peer));
+                self.tasks.borrow_mut().push(task);
+            }
+        }
     }
 
     /// Takes peers that come to `listener`.
     pub(crate) fn accept_from(&self, listener: Listener) {
         let task = spawn_local(accept(Rc::clone(&self.shared), listener));
         self.tasks.borrow_mut().push(task);
-    }
-
-    /// From now on notifications carry this text.
-    pub(crate) fn describe(&self, config: Arc<str>) {
-        self.shared.config.replace(config);
     }
 
     /// Sends a message, or lets it wait for a connection; an older one that waits is dropped.
@@ -146,7 +168,8 @@ impl Peer {
     fn new(id: ServerId, votes: Option<bool>, addresses: Vec<MemberAddress>) -> Self {
         Self {
             id,
-            votes,
+            votes: Cell::new(votes),
+            is_called: Cell::new(false),
             addresses: RefCell::new(addresses),
             source: Rc::default(),
             connection: RefCell::default(),
@@ -166,7 +189,9 @@ impl Peer {
     /// Whether it is to be called now.
     fn is_wanted(&self) -> bool {
         !self.is_connected()
-            && (self.votes == Some(true) || self.call_back.get() || self.waiting.borrow().is_some())
+            && (self.votes.get() == Some(true)
+                || self.call_back.get()
+                || self.waiting.borrow().is_some())
     }
 
     fn say(&self, message: Bytes) {
@@ -205,7 +230,10 @@ impl Shared {
             return Some(peer);
         }
         let mut peers = self.peers.borrow_mut();
-        let strangers = peers.values().filter(|peer| peer.votes.is_none()).count();
+        let strangers = peers
+            .values()
+            .filter(|peer| peer.votes.get().is_none())
+            .count();
         if strangers >= STRANGERS_MAX {
             return None;
         }
@@ -215,7 +243,7 @@ impl Shared {
     }
 
     fn forget_stranger(&self, peer: &Peer) {
-        if peer.votes.is_none() && !peer.is_connected() {
+        if peer.votes.get().is_none() && !peer.is_connected() {
             self.peers.borrow_mut().remove(&peer.id);
         }
     }
@@ -249,7 +277,8 @@ impl Shared {
     }
 
     fn hello(&self, out: &mut BytesMut) {
-        let own = self.settings.members.get(&self.settings.id);
+        let roster = self.roster.borrow();
+        let own = roster.get(&self.settings.id);
         let addresses = own.map_or(&[][..], |own| &own.addresses);
         let told = match self.settings.tell_all_addresses {
             true => addresses,
@@ -385,7 +414,7 @@ async fn greet(shared: Rc<Shared>, connection: Connection) {
     drop((read, write));
     peer.call_back.set(true);
     peer.changed.set();
-    if peer.votes.is_none() {
+    if peer.votes.get().is_none() {
         peer.addresses.replace(addresses);
         if call(&shared, &peer).await.is_err() {
             shared.forget_stranger(&peer);

@@ -22,7 +22,7 @@ use ringkeeper_zab::{LinkId, Message};
 
 use crate::contract::{Packet, PeerEvent};
 use crate::events::{EventQueue, Signal, Source};
-use crate::settings::{MemberAddress, PeerSettings};
+use crate::settings::{MemberAddress, PeerSettings, Roster};
 use crate::wire::{self, Peer};
 
 /// Links at most; beyond, new ones are closed at once.
@@ -54,6 +54,7 @@ pub(crate) struct LearnerLinks {
 #[derive(Debug)]
 struct Shared {
     settings: Rc<PeerSettings>,
+    roster: Roster,
     queue: Rc<EventQueue>,
     links: RefCell<BTreeMap<LinkId, Rc<Link>>>,
     /// The number of the last link.
@@ -92,10 +93,11 @@ pub(crate) fn connection_limits(settings: &PeerSettings) -> ConnectionLimits {
 }
 
 impl LearnerLinks {
-    pub(crate) fn new(settings: Rc<PeerSettings>, queue: Rc<EventQueue>) -> Self {
+    pub(crate) fn new(settings: Rc<PeerSettings>, roster: Roster, queue: Rc<EventQueue>) -> Self {
         Self {
             shared: Rc::new(Shared {
                 settings,
+                roster,
                 queue,
                 links: RefCell::default(),
                 last: Cell::new(0),
@@ -118,7 +120,7 @@ impl LearnerLinks {
         let shared = Rc::clone(&self.shared);
         let source = Rc::new(Source::default());
         let task = spawn_local(async move {
-            match reach(&shared.settings, leader).await {
+            match reach(&shared, leader).await {
                 Ok(connection) => shared.adopt(connection, Peer::Leader, Some(leader)),
                 Err(error) => {
                     tracing::warn!(%leader, %error, "connect to the leader");
@@ -300,9 +302,11 @@ async fn accept(shared: Rc<Shared>, mut listener: Listener) {
 }
 
 /// A connection to one of the leader's addresses.
-async fn reach(settings: &PeerSettings, leader: ServerId) -> io::Result<Connection> {
+async fn reach(shared: &Shared, leader: ServerId) -> io::Result<Connection> {
     let started = Instant::now();
-    let Some(member) = settings.members.get(&leader) else {
+    let settings = &shared.settings;
+    let member = shared.roster.borrow().get(&leader).cloned();
+    let Some(member) = member else {
         return Err(io::Error::new(
             io::ErrorKind::NotFound,
             "it is not in the configuration",

@@ -1,10 +1,10 @@
 //! All links of a server, as its core uses them.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use ringkeeper_transport::acceptor::{self, BindError, BoundSocket};
 use ringkeeper_transport::{ListenOptions, Listener};
@@ -14,7 +14,7 @@ use crate::contract::{PeerCommand, PeerEvent};
 use crate::election_links::ElectionLinks;
 use crate::events::EventQueue;
 use crate::learner_links::{KEEPALIVE, LearnerLinks, connection_limits};
-use crate::settings::PeerSettings;
+use crate::settings::{PeerSettings, Roster};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -78,16 +78,19 @@ impl BoundPeers {
         let (quorum, election) = (listen(self.quorum)?, listen(self.election)?);
         let settings = Rc::new(self.settings);
         let queue = Rc::new(EventQueue::default());
-        let learners = LearnerLinks::new(Rc::clone(&settings), Rc::clone(&queue));
+        let roster: Roster = Rc::new(RefCell::new(settings.members.clone()));
+        let learners =
+            LearnerLinks::new(Rc::clone(&settings), Rc::clone(&roster), Rc::clone(&queue));
         for listener in quorum {
             learners.accept_from(listener);
         }
-        let elections = ElectionLinks::start(settings, Rc::clone(&queue));
+        let elections = ElectionLinks::start(settings, Rc::clone(&roster), Rc::clone(&queue));
         for listener in election {
             elections.accept_from(listener);
         }
         Ok(PeerLinks {
             inner: Rc::new(Inner {
+                roster,
                 queue,
                 learners,
                 elections,
@@ -132,6 +135,7 @@ pub struct PeerLinks {
 
 #[derive(Debug)]
 struct Inner {
+    roster: Roster,
     queue: Rc<EventQueue>,
     learners: LearnerLinks,
     elections: ElectionLinks,
@@ -148,6 +152,10 @@ impl PeerLinks {
             PeerCommand::WantRoom { link } => learners.want_room(link),
             PeerCommand::ReadStream { link } => learners.read_stream(link),
             PeerCommand::EndStream { link, rest } => learners.end_stream(link, rest),
+            PeerCommand::Configure { members, config } => {
+                self.inner.roster.replace(members);
+                self.inner.elections.configure(config);
+            }
             PeerCommand::Close { link } => learners.close(link),
             PeerCommand::Notify { to, notification } => {
                 self.inner.elections.notify(to, &notification);
@@ -168,11 +176,6 @@ impl PeerLinks {
     /// Who is at the other end of a link, while it lives.
     pub fn peer_addr(&self, link: LinkId) -> Option<SocketAddr> {
         self.inner.learners.peer_addr(link)
-    }
-
-    /// From now on notifications carry this text of the configuration.
-    pub fn describe(&self, config: Arc<str>) {
-        self.inner.elections.describe(config);
     }
 
     /// Closes ports and links at once.

@@ -1,6 +1,8 @@
 //! Who the members are, where they listen, and the bounds of their links.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +13,7 @@ use ringkeeper_proto::ServerId;
 pub struct PeerSettings {
     /// This server.
     pub id: ServerId,
-    /// Every member, this server included.
+    /// Every member at first, this server included.
     pub members: BTreeMap<ServerId, Member>,
     /// Listen on every interface, whatever the own addresses say (`quorumListenOnAllIPs`).
     pub listen_on_all: bool,
@@ -34,6 +36,9 @@ pub struct PeerSettings {
     /// The text of the configuration, which notifications carry.
     pub config: Arc<str>,
 }
+
+/// The members as they are now, shared by all links.
+pub(crate) type Roster = Rc<RefCell<BTreeMap<ServerId, Member>>>;
 
 /// A member.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -29,10 +29,6 @@ pub enum Peer {
 
 /// Appends a packet as it goes to `peer`.
 pub fn encode(packet: &Packet, peer: Peer, out: &mut BytesMut) {
-    let activate = match packet.rider {
-        Rider::Activate(leader) => Some(leader.to_wire().to_be_bytes()),
-        Rider::None | Rider::Touches(_) => None,
-    };
     let mut put = |kind, zxid, data: Option<&[u8]>| put_packet(out, kind, zxid, data);
     match &packet.message {
         Message::LearnerInfo {
@@ -86,17 +82,22 @@ pub fn encode(packet: &Packet, peer: Peer, out: &mut BytesMut) {
             put(PacketKind::Proposal, *zxid, Some(payload));
         }
         Message::Ack { zxid } => put(PacketKind::Ack, *zxid, None),
-        Message::Commit { zxid } => match activate {
-            Some(leader) => put(PacketKind::CommitAndActivate, *zxid, Some(&leader)),
-            None => put(PacketKind::Commit, *zxid, None),
-        },
-        Message::Inform(Proposal { zxid, payload }) => match activate {
-            Some(leader) => {
-                let data = [&leader[..], payload].concat();
-                put(PacketKind::InformAndActivate, *zxid, Some(&data));
-            }
-            None => put(PacketKind::Inform, *zxid, Some(payload)),
-        },
+        Message::Commit { zxid } => put(PacketKind::Commit, *zxid, None),
+        Message::CommitAndActivate { zxid, leader } => {
+            let leader = leader.to_wire().to_be_bytes();
+            put(PacketKind::CommitAndActivate, *zxid, Some(&leader));
+        }
+        Message::Inform(Proposal { zxid, payload }) => {
+            put(PacketKind::Inform, *zxid, Some(payload));
+        }
+        Message::InformAndActivate {
+            proposal: Proposal { zxid, payload },
+            leader,
+        } => {
+            let leader = leader.to_wire().to_be_bytes();
+            let data = [&leader[..], payload].concat();
+            put(PacketKind::InformAndActivate, *zxid, Some(&data));
+        }
         Message::Ping { zxid } => {
             let touches = match (&packet.rider, peer) {
                 (Rider::Touches(touches), _) => Some(&touches[..]),
@@ -115,7 +116,9 @@ pub fn encode(packet: &Packet, peer: Peer, out: &mut BytesMut) {
 /// About how many bytes a packet takes, for deciding when to send.
 pub(crate) fn encoded_len(packet: &Packet) -> usize {
     let payload = match &packet.message {
-        Message::Proposal(proposal) | Message::Inform(proposal) => proposal.payload.len(),
+        Message::Proposal(proposal)
+        | Message::Inform(proposal)
+        | Message::InformAndActivate { proposal, .. } => proposal.payload.len(),
         Message::Request(body) | Message::Revalidate(body) => body.len(),
         _ => 0,
     };
@@ -173,18 +176,18 @@ pub fn decode(bytes: &Bytes, nameless: ServerId) -> Result<Option<Packet>, Decod
         }),
         PacketKind::Ack => Message::Ack { zxid },
         PacketKind::Commit => Message::Commit { zxid },
-        PacketKind::CommitAndActivate => {
-            rider = Rider::Activate(split_designated(&bytes_of(&data))?.0);
-            Message::Commit { zxid }
-        }
+        PacketKind::CommitAndActivate => Message::CommitAndActivate {
+            zxid,
+            leader: split_designated(&bytes_of(&data))?.0,
+        },
         PacketKind::Inform => Message::Inform(Proposal {
             zxid,
             payload: bytes_of(&data),
         }),
         PacketKind::InformAndActivate => {
             let (leader, payload) = split_designated(&bytes_of(&data))?;
-            rider = Rider::Activate(leader);
-            Message::Inform(Proposal { zxid, payload })
+            let proposal = Proposal { zxid, payload };
+            Message::InformAndActivate { proposal, leader }
         }
         PacketKind::Ping => {
             if let Some(touches) = data.filter(|data| !data.is_empty()) {
@@ -340,10 +343,19 @@ mod tests {
                 Rider::Touches(Bytes::from_static(b"0123456789ab")),
             ),
             (
-                Message::Commit { zxid: Zxid(5) },
-                Rider::Activate(ServerId(3)),
+                Message::CommitAndActivate {
+                    zxid: Zxid(5),
+                    leader: ServerId(3),
+                },
+                Rider::None,
             ),
-            (Message::Inform(proposal()), Rider::Activate(ServerId(3))),
+            (
+                Message::InformAndActivate {
+                    proposal: proposal(),
+                    leader: ServerId(3),
+                },
+                Rider::None,
+            ),
         ];
         for (message, rider) in packets {
             let packet = Packet { message, rider };

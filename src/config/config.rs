@@ -67,6 +67,8 @@ pub struct EnsembleConfig {
     pub close_session_txn: bool,
     /// `reconfigEnabled`: the membership may be changed by a client.
     pub reconfig: bool,
+    /// `standaloneEnabled`: a server that is alone runs without an ensemble, so one is never reduced to less than two voters.
+    pub standalone: bool,
 }
 
 /// Where data lies. The server's own files stand in `ringkeeper` below each directory.
@@ -551,6 +553,7 @@ impl Default for EnsembleConfig {
             tree_digest: true,
             close_session_txn: true,
             reconfig: false,
+            standalone: true,
         }
     }
 }

@@ -463,7 +463,10 @@ pub(crate) const KEYS: &[Key] = &[
         Owner::File,
         "true",
         "A single server in the list is a standalone server; `false` needs an ensemble and is refused with it",
-        |draft, value| draft.standalone_enabled = value,
+        |draft, value| {
+            draft.standalone_enabled = value;
+            draft.config.ensemble.standalone = value;
+        },
     ),
     boolean(
         "DigestAuthenticationProvider.enabled",

@@ -13,7 +13,7 @@ use crate::config::{ClientAddress, Host};
 use crate::draft::Draft;
 use crate::peers::{MemberConfig, Membership, PeerAddress};
 use crate::raw::{Entry, RawConfig};
-use crate::report::{Notice, Problem};
+use crate::report::{Notice, Origin, Problem, Problems};
 
 const FORM: &str = "Write server.N=host:port:port, then :participant or :observer if need be, more addresses after |, \
                     and ;port or ;host:port for clients";
@@ -116,7 +116,33 @@ pub(crate) fn settle(
     me.map_or(Ok(()), |me| adopt_client_address(raw, me, draft))
 }
 
-fn refuse(origin: &crate::report::Origin, what: &str, remedy: &str) -> Result<(), Vec<Problem>> {
+/// Reads the text of a configuration, as servers send it to each other and as it stands in `/zookeeper/config`.
+pub(crate) fn parse_text(text: &str) -> Result<Membership, Problems> {
+    let raw = RawConfig::parse("configuration", text.as_bytes());
+    let raw = raw.map_err(|problem| Problems(vec![problem]))?;
+    let members = members(&raw).map_err(Problems)?;
+    membership(&raw, &raw, &Beside::default(), &members).map_err(Problems)
+}
+
+/// What one `server.N=...` setting says.
+pub(crate) fn parse_server(key: &str, value: &str) -> Result<(u64, MemberConfig), Problems> {
+    let text = format!("{key}={value}");
+    let membership = parse_text(&text)?;
+    let mut members = membership.members.into_iter();
+    members.next().ok_or_else(|| {
+        let origin = Origin::File {
+            name: "configuration".into(),
+            line: 1,
+        };
+        Problems(vec![Problem::new(
+            &origin,
+            format!("{text} names no server"),
+            FORM,
+        )])
+    })
+}
+
+fn refuse(origin: &Origin, what: &str, remedy: &str) -> Result<(), Vec<Problem>> {
     Err(vec![Problem::new(origin, what, remedy)])
 }
 

@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 
 use crate::config::ClientAddress;
 use crate::draft::PeersDraft;
+use crate::members;
 use crate::raw::RawConfig;
-use crate::report::{Notice, Problem};
+use crate::report::{Notice, Problem, Problems};
 
 /// A member's view of its ensemble.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +70,66 @@ pub struct PeerAddress {
 }
 
 impl Membership {
+    /// Reads such a text as [`Membership::text`] makes.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, Problems> {
+        members::parse_text(text)
+    }
+
+    /// The membership after servers have left and joined (ZK: an incremental reconfiguration). Each joining
+    /// server is `server.N=...` with its client address; one that is a member already is replaced.
+    ///
+    /// # Errors
+    /// What is wrong with one of them, in words.
+    pub fn changed(&self, leaving: &[&str], joining: &[&str]) -> Result<Self, String> {
+        if self.group_of.is_some() {
+            return Err(
+                "only ensembles that decide by majority change by joining and leaving".to_owned(),
+            );
+        }
+        let mut changed = self.clone();
+        for id in leaving {
+            let id: u64 = id
+                .trim()
+                .parse()
+                .map_err(|_| format!("{id:?} is not the number of a server"))?;
+            changed.members.remove(&id);
+        }
+        for server in joining {
+            let (key, value) = server
+                .split_once('=')
+                .ok_or_else(|| format!("{server:?} is not of the form server.N=..."))?;
+            let (id, member) =
+                members::parse_server(key.trim(), value.trim()).map_err(|it| it.to_string())?;
+            if member.client.is_none() {
+                return Err(format!("{server:?} has no client address"));
+            }
+            changed.members.remove(&id);
+            let others = changed.members.values().flat_map(|other| &other.addresses);
+            let mut taken = others.filter(|other| {
+                member.addresses.iter().any(|own| {
+                    own.host == other.host
+                        && [own.quorum_port, own.election_port]
+                            .iter()
+                            .any(|port| [other.quorum_port, other.election_port].contains(port))
+                })
+            });
+            if let Some(taken) = taken.next() {
+                return Err(format!("{} is the address of another member", taken.text()));
+            }
+            changed.members.insert(id, member);
+        }
+        Ok(changed)
+    }
+
+    /// How many members vote.
+    #[must_use]
+    pub fn voters(&self) -> usize {
+        self.members.values().filter(|member| member.votes).count()
+    }
+
     /// The text by which servers compare their configurations, as `QuorumVerifier.toString` has it.
     #[must_use]
     pub fn text(&self) -> String {

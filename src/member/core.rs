@@ -237,6 +237,11 @@ impl<D: Disk> Core<D> {
             now: parts.now,
         };
         core.recent.restart(core.head.zxid());
+        if !core.alone {
+            core.show_configuration();
+            core.published = core.head.clone();
+            core.hear_recovered_configurations();
+        }
         // The first tick makes a server without an ensemble the leader of itself.
         core.tick();
         core
@@ -424,6 +429,7 @@ impl<D: Disk> Core<D> {
                 }
             }
             Output::SyncDone => self.sync_done(),
+            Output::Activate => self.configuration_activated(),
             Output::ChangeRole { role } => self.change_role(role),
             // Syncs of this server's own clients have their place among its writes.
             Output::Synced { .. } => {}
@@ -473,7 +479,13 @@ impl<D: Disk> Core<D> {
     }
 
     fn change_role(&mut self, role: Role) {
+        // What is committed is told before its clients are.
         let had_led = self.standing.proposes();
+        if had_led {
+            self.publish();
+        } else {
+            self.publish_applied();
+        }
         let standing = Standing::of(role, self.alone);
         tracing::info!(standing = standing.name(), committed = %self.committed,
             "{}", if standing.is_serving() { "serving" } else { "looking for a leader" });

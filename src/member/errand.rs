@@ -3,8 +3,10 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use ringkeeper_proto::Zxid;
 use ringkeeper_storage::StorageError;
 use ringkeeper_tree::Tree;
 use ringkeeper_zab::{Epochs, LinkId, Proposal};
@@ -19,6 +21,13 @@ pub enum Errand {
     /// Write a snapshot of the tree, which a leader sent, and verify it; then
     /// [`Core::snapshot_kept`](crate::Core::snapshot_kept).
     KeepSnapshot(Tree),
+    /// Write down a configuration that has become active, where an operator and the next start look for it.
+    KeepConfiguration {
+        /// Its text.
+        text: Arc<str>,
+        /// The transaction that established it.
+        version: Zxid,
+    },
     /// Get ready to send the tree on a link, in chunks of its [`ImageEncoder`](ringkeeper_tree::image::ImageEncoder).
     SendTree {
         /// The link.
@@ -37,6 +46,7 @@ impl fmt::Debug for Errand {
         f.write_str(match self {
             Self::Run(_) => "Run",
             Self::KeepSnapshot(_) => "KeepSnapshot",
+            Self::KeepConfiguration { .. } => "KeepConfiguration",
             Self::SendTree { .. } => "SendTree",
             Self::NextChunk(_) => "NextChunk",
             Self::StopTree(_) => "StopTree",

@@ -17,6 +17,7 @@ mod messages;
 mod peer_traffic;
 mod proposing;
 mod publication;
+pub mod reconfiguration;
 mod replay;
 mod sessions;
 mod settings;

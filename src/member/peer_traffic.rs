@@ -20,6 +20,7 @@ use ringkeeper_zab::{Input, LinkId, LogGeneration, Message, Output, Proposal};
 
 use crate::core::{Core, Record};
 use crate::errand::{Done, Errand};
+use crate::reconfiguration::text_of_record;
 
 /// How much history is read for a learner at once, in bytes.
 const HISTORY_BYTES: usize = 1 << 20;
@@ -70,8 +71,13 @@ impl<D: Disk> Core<D> {
     pub fn hear_peer(&mut self, event: PeerEvent) {
         match event {
             PeerEvent::Notified {
-                from, notification, ..
-            } => self.input(Input::Notified { from, notification }),
+                from,
+                notification,
+                config,
+            } => {
+                self.adopt_configuration(&config);
+                self.input(Input::Notified { from, notification });
+            }
             PeerEvent::Reachable { peer, reachable } => {
                 self.input(Input::Reachable { peer, reachable });
             }
@@ -89,7 +95,9 @@ impl<D: Disk> Core<D> {
     }
 
     fn received(&mut self, link: LinkId, packet: Packet) {
-        if let Message::Proposal(proposal) | Message::Inform(proposal) = &packet.message
+        if let Message::Proposal(proposal)
+        | Message::Inform(proposal)
+        | Message::InformAndActivate { proposal, .. } = &packet.message
             && let Err(reason) = self.check_proposal(proposal)
         {
             tracing::error!(link = link.0, zxid = %proposal.zxid, reason, "a proposal cannot be taken");
@@ -97,6 +105,19 @@ impl<D: Disk> Core<D> {
             self.forget_link(link);
             self.input(Input::Disconnected { link });
             return;
+        }
+        match &packet.message {
+            Message::Proposal(proposal)
+            | Message::Inform(proposal)
+            | Message::InformAndActivate { proposal, .. } => {
+                if let Some(text) = text_of_record(&proposal.payload) {
+                    self.hear_configuration(Some(proposal.zxid), &text);
+                }
+            }
+            Message::NewLeader { config, .. } if !config.is_empty() => {
+                self.hear_configuration(None, config);
+            }
+            _ => {}
         }
         if let Rider::Touches(touches) = &packet.rider
             && let Ok(table) = TouchTable::decode(touches)
@@ -404,6 +425,7 @@ impl<D: Disk> Core<D> {
         let generation = installing.generation;
         if let InstallState::Keeping(tree) = installing.state {
             self.head = *tree;
+            self.show_configuration();
             self.unpublished = true;
             self.tail.clear();
             self.recent.restart(installing.zxid);

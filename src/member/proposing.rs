@@ -126,6 +126,10 @@ impl<D: Disk> Core<D> {
         before: Option<Tree>,
         answer: impl FnOnce(Result<WriteReply, ZkError>) -> Answer,
     ) {
+        if asked.op == OpCode::Reconfig && !self.alone {
+            self.propose_reconfiguration(asked, before, answer);
+            return;
+        }
         let Some(zxid) = self.next_zxid() else {
             return;
         };
@@ -169,7 +173,7 @@ impl<D: Disk> Core<D> {
 
     /// The zxid of the next transaction. A leader whose counter is used up has none: it gives up, and who
     /// asked is told by the end of its connection.
-    fn next_zxid(&mut self) -> Option<Zxid> {
+    pub(crate) fn next_zxid(&mut self) -> Option<Zxid> {
         let zxid = self.zab.next_zxid();
         if zxid.is_none() {
             tracing::info!("the counter of this epoch is used up: another begins");
@@ -180,7 +184,7 @@ impl<D: Disk> Core<D> {
     }
 
     /// Encodes a transaction into the open batch, and proposes it.
-    fn record(
+    pub(crate) fn record(
         &mut self,
         executed: Executed<'_>,
         before: Option<Tree>,
@@ -382,17 +386,21 @@ impl<D: Disk> Core<D> {
 }
 
 /// A request that is to be executed.
-struct Asked<'a> {
-    session: SessionId,
-    state: SessionState,
-    cxid: i32,
-    op: OpCode,
-    body: &'a [u8],
-    identities: &'a [Id],
+pub(crate) struct Asked<'a> {
+    pub(crate) session: SessionId,
+    pub(crate) state: SessionState,
+    pub(crate) cxid: i32,
+    pub(crate) op: OpCode,
+    pub(crate) body: &'a [u8],
+    pub(crate) identities: &'a [Id],
 }
 
 impl<'a> Asked<'a> {
-    const fn context(&self, time_ms: i64, settings: &'a ringkeeper_tree::Settings) -> Context<'a> {
+    pub(crate) const fn context(
+        &self,
+        time_ms: i64,
+        settings: &'a ringkeeper_tree::Settings,
+    ) -> Context<'a> {
         Context {
             session: self.session,
             session_state: self.state,

@@ -66,6 +66,8 @@ pub enum WriteReply {
     PathStat(String, Stat),
     /// setData, setACL.
     Stat(Stat),
+    /// reconfig: the text of the configuration, as getData shows it.
+    DataStat(Vec<u8>, Stat),
     /// multi: per operation what it did or why it failed, in order.
     Multi(Vec<(OpCode, Result<Self, i32>)>),
 }
@@ -81,6 +83,10 @@ impl WriteReply {
                 stat.encode(out);
             }
             Self::Stat(stat) => stat.encode(out),
+            Self::DataStat(data, stat) => {
+                out.put_buffer(Some(data));
+                stat.encode(out);
+            }
             Self::Multi(results) => {
                 for (op, result) in results {
                     match result {

@@ -20,6 +20,7 @@ use crate::node::{
     CONTAINER_OWNER, Child, Inner, Node, NodeArc, NodeFields, NodeKind, Record, node_mut, node_of,
     set_data,
 };
+use crate::path;
 use crate::quota::{LIMIT_NODE, QUOTA_ROOT, STAT_NODE, StatsTrack};
 use crate::tree::{Session, Tree, len_of, quota_path, session_key, size_of};
 
@@ -87,6 +88,30 @@ impl Tree {
         Applied { outcome }
     }
 
+    /// Puts the text of the ensemble's configuration into its znode, without a transaction: each server does so
+    /// by itself (`ZKDatabase.initConfigInZKDatabase`). `version` is the zxid that established it.
+    pub fn set_config(&mut self, text: &str, version: Zxid, time_ms: i64) {
+        if self.find(path::CONFIG).is_none() {
+            self.put_config_node();
+        }
+        let mut step = Step {
+            tree: self,
+            zxid: version,
+            time_ms,
+            events: &mut Vec::new(),
+        };
+        let set = step.set_data(path::CONFIG, Some(text.as_bytes()), -1);
+        set.expect("it is there");
+    }
+
+    /// The text in the znode of the ensemble's configuration, if there is one.
+    pub fn config(&self) -> Option<&str> {
+        let data = self.get(path::CONFIG)?.data()?;
+        std::str::from_utf8(data)
+            .ok()
+            .filter(|text| !text.is_empty())
+    }
+
     /// Applies one operation, alone or within a multi, without moving the tree's zxid. `op` is its
     /// type; `header` is the whole transaction's.
     ///
@@ -135,8 +160,15 @@ impl Tree {
                 data,
                 version,
             } => {
-                let stat = step.set_data(path, *data, *version);
-                stat.map(WriteReply::Stat).map_err(ZkError::code)
+                let stat = step
+                    .set_data(path, *data, *version)
+                    .map_err(ZkError::code)?;
+                Ok(match op {
+                    OpCode::Reconfig => {
+                        WriteReply::DataStat(data.unwrap_or_default().to_vec(), stat)
+                    }
+                    _ => WriteReply::Stat(stat),
+                })
             }
             Txn::SetAcl { path, acl, version } => {
                 let stat = step.set_acl(path, acl, *version);

@@ -19,6 +19,7 @@ use ringkeeper_proto::{LossyText, OpCode, Request, Txn, TxnDigest, TxnHeader, Zk
 use crate::apply::Event;
 use crate::prepare::{
     Context, Prepared, Undecodable, check_multi, check_txn_len, part_of_multi, prepare,
+    prepare_reconfig,
 };
 use crate::quota_check::QuotaWarning;
 use crate::tree::Tree;
@@ -107,6 +108,21 @@ pub fn execute_error<'a>(
     );
     executed.outcome = Err(error);
     executed
+}
+
+/// Executes a reconfiguration that sets the configuration of the ensemble to `text`, or was found to fail for
+/// reasons that the tree does not know.
+pub fn execute_reconfig<'a>(
+    head: &mut Tree,
+    zxid: Zxid,
+    text: Result<&'a str, ZkError>,
+    context: &Context<'_>,
+    events: &mut Vec<Event>,
+) -> Executed<'a> {
+    match text.and_then(|text| prepare_reconfig(head, text, context)) {
+        Ok(prepared) => finish(head, zxid, prepared, context, events),
+        Err(error) => execute_error(head, zxid, error, context),
+    }
 }
 
 /// Executes the creation of the session of `context`.

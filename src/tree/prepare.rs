@@ -211,6 +211,23 @@ pub(crate) fn prepare<'a>(
     Ok(prepared)
 }
 
+// ZK: the ACL of the configuration's znode is asked last, when everything else is well.
+pub(crate) fn prepare_reconfig<'a>(
+    head: &Tree,
+    text: &'a str,
+    context: &Context<'_>,
+) -> Result<Prepared<'a>, ZkError> {
+    let node = find(head, path::CONFIG)?;
+    check_acl(head, node, Perms::WRITE, context)?;
+    let txn = Txn::SetData {
+        path: path::CONFIG.into(),
+        data: Some(text.as_bytes()),
+        version: -1,
+    };
+    check_txn_len(&txn, context.settings)?;
+    Ok(Prepared::new(OpCode::Reconfig, txn))
+}
+
 /// Refuses a transaction that some log reader or peer would not take.
 pub(crate) fn check_txn_len(txn: &Txn<'_>, settings: &Settings) -> Result<(), ZkError> {
     if record_len(txn, true) > settings.txn_len_max {
@@ -427,7 +444,11 @@ fn prepare_check<'a>(
 }
 
 // ZK: SessionTracker.checkSession.
-const fn check_session(context: &Context<'_>) -> Result<(), ZkError> {
+/// Whether the session of a request may ask for something.
+///
+/// # Errors
+/// Why it may not.
+pub const fn check_session(context: &Context<'_>) -> Result<(), ZkError> {
     match context.session_state {
         SessionState::Live | SessionState::Local => Ok(()),
         SessionState::Closing => Err(ZkError::SessionExpired),

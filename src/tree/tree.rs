@@ -19,7 +19,7 @@ use crate::map::{Entry, Key, Map, head_of};
 use crate::node::{
     self, Child, Inner, Node, NodeArc, NodeFields, NodeKind, Record, node_mut, node_of,
 };
-use crate::path::Names;
+use crate::path::{self, Names};
 use crate::quota::{LIMIT_NODE, QUOTA_ROOT, Quota, STAT_NODE, StatsTrack};
 
 /// The replicated state at one zxid.
@@ -51,15 +51,20 @@ impl Tree {
     pub fn new() -> Self {
         let mut tree = Self::without_children();
         let open = AclList::new(&Acl::open());
+        tree.put_initial("/zookeeper", &open, 0);
+        tree.put_initial("/zookeeper/quota", &open, 0);
+        tree.put_config_node();
+        tree
+    }
+
+    /// The znode of the ensemble's configuration, still empty.
+    pub(crate) fn put_config_node(&mut self) {
         let read = AclList::new(&[Acl {
             perms: Perms::READ,
             id: Id::new("world", "anyone"),
         }]);
-        tree.put_initial("/zookeeper", &open, 0);
-        tree.put_initial("/zookeeper/quota", &open, 0);
-        // ZK: the config znode gets its ACL by setACL, with version -1.
-        tree.put_initial("/zookeeper/config", &read, -1);
-        tree
+        // ZK: it gets its ACL by setACL, with version -1.
+        self.put_initial(path::CONFIG, &read, -1);
     }
 
     /// The root alone.

@@ -40,6 +40,11 @@ impl<P: Clone> Outstanding<P> {
         self.proposals.push_back(proposal);
     }
 
+    /// The next one to be committed.
+    pub(crate) fn first(&self) -> Option<Zxid> {
+        Some(self.proposals.front()?.zxid)
+    }
+
     /// Takes out the next proposal if it is at or below `through`, which a quorum has logged.
     pub(crate) fn commit_next(&mut self, through: Zxid) -> Option<Proposal<P>> {
         if self.proposals.front()?.zxid > through {

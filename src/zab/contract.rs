@@ -98,6 +98,19 @@ pub enum Input<P> {
         /// The bytes.
         payload: P,
     },
+    /// The record at `zxid` sets this configuration: it is in the log, or comes with the next input. Or, when
+    /// `zxid` is the configuration's version, a leader or a peer has told of it.
+    Configuration {
+        /// Its transaction.
+        zxid: Zxid,
+        /// The configuration.
+        ensemble: Ensemble,
+    },
+    /// In an election: a peer has activated this configuration, which is newer than ours.
+    Adopt {
+        /// The configuration.
+        ensemble: Ensemble,
+    },
     /// The log is durable through this zxid.
     Flushed {
         /// The last durable record, or the log's base when there is none.
@@ -320,6 +333,9 @@ pub enum Output<P> {
         /// Its bytes.
         request: P,
     },
+    /// The configuration at [`Replica::ensemble`](crate::Replica::ensemble) has become active: links go to its
+    /// members from now on. What was committed before this output is committed under the one before.
+    Activate,
     /// The role changed. On losing one, the tree's head falls back to what is committed; on
     /// `Leading`, all of the log has been committed before.
     ChangeRole {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ringkeeper_proto::{Epoch, ServerId, Zxid};
 
 use crate::contract::{Config, Epochs, Mode, Output, Recovered};
-use crate::log::Log;
+use crate::log::{Log, LogGeneration};
 use crate::timer::Moment;
 
 #[derive(Debug)]
@@ -120,6 +120,20 @@ impl CoreState {
     pub(crate) fn commit_through<P>(&mut self, zxid: Zxid, outputs: &mut Vec<Output<P>>) {
         self.committed = self.committed.max(zxid);
         self.deliver(outputs);
+        let next = self.config.ensemble.next_zxid();
+        if next.is_some_and(|next| next <= self.committed) {
+            self.config.ensemble.activate_next();
+            outputs.push(Output::Activate);
+        }
+    }
+
+    /// Cuts the log, and with it the configuration that was set behind the cut.
+    pub(crate) fn truncate(&mut self, to: Zxid) -> LogGeneration {
+        let next = self.config.ensemble.next_zxid();
+        if next.is_some_and(|next| next > to) {
+            self.config.ensemble.forget_next();
+        }
+        self.log.truncate(to)
     }
 
     /// Tells the caller what is both committed and durable here.

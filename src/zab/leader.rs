@@ -19,6 +19,7 @@ use crate::discovery::{Gathering, Promises, Summary};
 use crate::history::follows;
 use crate::message::{LinkId, Message, Proposal};
 use crate::progress::{Introduction, Progress, Stage};
+use crate::quorum::Ensemble;
 use crate::synchronization::{SyncPlan, Takeover, plan};
 use crate::timer::Moment;
 use crate::violation::Violation;
@@ -264,7 +265,7 @@ impl<P: Clone> Leader<P> {
             }
         }
         progress.go_live(through);
-        let config = core.config.ensemble.text().clone();
+        let config = core.config.ensemble.newest_text().clone();
         let message = Message::NewLeader { epoch, config };
         outputs.push(Output::Send { link, message });
     }
@@ -342,6 +343,9 @@ impl<P: Clone> Leader<P> {
         self.enter(core, Phase::Established { epoch });
         self.upkeep_at = core.now.after(core.config.timing.tick_time);
         core.commit_through(self.outstanding.committed(), outputs);
+        let me = core.id();
+        self.resigned |=
+            core.config.mode == Mode::Ensemble && !core.config.ensemble.is_active_voter(me);
         let role = Role::Leading { epoch };
         outputs.push(Output::ChangeRole { role });
         for (link, progress) in &self.learners {
@@ -420,16 +424,30 @@ impl<P: Clone> Leader<P> {
             .filter_map(|progress| Some((progress.id, progress.counts_through()?)))
             .collect();
         let flushed = core.log.flushed();
-        let reached = core.config.ensemble.reached_by_quorum(|id| match id == me {
+        let has = |id| match id == me {
             true => Some(flushed),
             false => acked.get(&id).copied(),
-        });
-        while let Some(through) = reached
-            && let Some(proposal) = self.outstanding.commit_next(through)
-        {
-            self.announce(proposal, outputs);
+        };
+        // What comes before the transaction that sets the next configuration is decided by the present one
+        // alone; that transaction and what follows need both.
+        let ensemble = &core.config.ensemble;
+        let next = ensemble.next_zxid();
+        let before = ensemble.reached_by_active(has);
+        let behind = ensemble.reached_by_quorum(has);
+        while let Some(zxid) = self.outstanding.first() {
+            let is_behind = next.is_some_and(|next| zxid >= next);
+            let reached = if is_behind { behind } else { before };
+            let Some(proposal) = reached.and_then(|through| self.outstanding.commit_next(through))
+            else {
+                break;
+            };
+            match next == Some(zxid) {
+                true => self.announce_activation(core, proposal, &acked, outputs),
+                false => self.announce(proposal, outputs),
+            }
         }
         core.commit_through(self.outstanding.committed(), outputs);
+        self.resigned |= !core.config.ensemble.is_active_voter(me);
         self.release_syncs(core, outputs);
         let used_up = core.config.mode == Mode::Ensemble && self.next_zxid(core).is_none();
         self.resigned |= used_up && self.outstanding.is_empty();
@@ -450,6 +468,49 @@ impl<P: Clone> Leader<P> {
                 });
             }
         }
+    }
+
+    /// Tells them so of the transaction that sets the next configuration. A leader that has no vote in it
+    /// designates another, and is left (ZK: `Leader.getDesignatedLeader`).
+    fn announce_activation(
+        &self,
+        core: &CoreState,
+        proposal: Proposal<P>,
+        acked: &BTreeMap<ServerId, Zxid>,
+        outputs: &mut Vec<Output<P>>,
+    ) {
+        let (me, zxid) = (core.id(), proposal.zxid);
+        let voters = core.config.ensemble.next().map(Ensemble::voters);
+        let votes = |id: &ServerId| voters.is_some_and(|voters| voters.contains(id));
+        let leader = match votes(&me) {
+            true => me,
+            false => {
+                let candidates = acked.iter().filter(|(id, _)| votes(id));
+                let best = candidates.max_by_key(|(id, through)| (**through, **id));
+                best.map_or(me, |(id, _)| *id)
+            }
+        };
+        for (link, progress) in self.learners.iter().filter(|(_, it)| it.is_live()) {
+            let message = match progress.observer {
+                true => Message::InformAndActivate {
+                    proposal: proposal.clone(),
+                    leader,
+                },
+                false => Message::CommitAndActivate { zxid, leader },
+            };
+            outputs.push(Output::Send {
+                link: *link,
+                message,
+            });
+        }
+    }
+
+    /// Whether a quorum of `ensemble` is synchronized with this leader (ZK: `Leader.isQuorumSynced`).
+    pub(crate) fn is_synced_quorum(&self, me: ServerId, ensemble: &Ensemble) -> bool {
+        let follows = |it: &Progress| it.stage == Stage::Synced && !it.observer;
+        let synced = self.learners.values().filter(|it| follows(it));
+        let synced: BTreeSet<ServerId> = synced.map(|it| it.id).collect();
+        ensemble.is_quorum(|id| id == me || synced.contains(&id))
     }
 
     /// Confirms what is proposed now, once it is committed.
@@ -520,7 +581,8 @@ impl<P: Clone> Leader<P> {
             return Ok(());
         }
         self.disloyal.remove(&who.id);
-        let progress = Progress::introduced(who.id, !votes, core.now);
+        // A server that is to join follows as those do that vote, before anybody counts it.
+        let progress = Progress::introduced(who.id, who.observer, core.now);
         let progress = self.learners.entry(link).or_insert(progress);
         if let Some(epoch) = self.phase.epoch() {
             tell_epoch(link, progress, epoch, outputs);
@@ -607,7 +669,7 @@ impl<P: Clone> Leader<P> {
         let from = progress.id;
         match &mut self.phase {
             Phase::Promised { promises, .. } => {
-                if progress.observer {
+                if progress.observer || !core.config.ensemble.is_voter(from) {
                     return Ok(());
                 }
                 if let (Some(current_epoch), Some(last_logged)) = (current_epoch, last_logged) {

@@ -168,7 +168,7 @@ impl Learner {
         outputs.push(Output::Connect { leader });
         Self {
             leader,
-            observer: !core.config.ensemble.is_voter(core.id()),
+            observer: core.config.ensemble.observers().contains(&core.id()),
             link: None,
             phase: Phase::Connecting,
             extended: false,
@@ -283,6 +283,7 @@ impl Learner {
             }
             (Phase::Taken { epoch, stream }, Message::UpToDate) => {
                 self.up_to_date(core, link, epoch, stream, outputs);
+                self.lost |= !self.fits(core);
             }
             (phase, message) => {
                 self.phase = phase;
@@ -384,15 +385,35 @@ impl Learner {
         let (leader, observer) = (self.leader, self.observer);
         let serving = matches!(self.phase, Phase::Serving { .. });
         let taken = serving || matches!(self.phase, Phase::Taken { .. });
+        let mut leaving = false;
         let Some((epoch, stream)) = self.phase.stream_mut() else {
             // ZK: a PING before synchronization is done is passed over.
             return Ok(matches!(message, Message::Ping { .. }));
         };
         match message {
             Message::Proposal(_) if observer && serving => {} // ZK: "Ignoring proposal"
-            Message::Commit { .. } if observer && serving => {}
+            Message::Commit { .. } | Message::CommitAndActivate { .. } if observer && serving => {}
             Message::Proposal(proposal) => stream.propose(core, epoch, proposal, outputs)?,
             Message::Commit { zxid } => stream.commit(core, zxid)?,
+            Message::CommitAndActivate {
+                zxid,
+                leader: designated,
+            } => {
+                stream.commit(core, zxid)?;
+                // The leader hands over, and waits to be left.
+                leaving = designated != leader;
+            }
+            Message::InformAndActivate {
+                proposal,
+                leader: designated,
+            } if observer => {
+                let zxid = proposal.zxid;
+                if zxid > stream.committed {
+                    stream.propose(core, epoch, proposal, outputs)?;
+                    stream.commit(core, zxid)?;
+                }
+                leaving = designated != leader;
+            }
             Message::Inform(proposal) if observer => {
                 let zxid = proposal.zxid;
                 if zxid > stream.committed {
@@ -424,7 +445,16 @@ impl Learner {
         if taken {
             stream.ack_flushed(core, link, outputs);
         }
-        Ok(stream.to_ack.len().max(stream.syncs.len()) <= QUEUE_LEN_MAX)
+        let is_in_bounds = stream.to_ack.len().max(stream.syncs.len()) <= QUEUE_LEN_MAX;
+        self.lost |= leaving || (serving && !self.fits(core));
+        Ok(is_in_bounds)
+    }
+
+    /// Whether this server's role and its leader are those of the active configuration.
+    fn fits(&self, core: &CoreState) -> bool {
+        let ensemble = &core.config.ensemble;
+        ensemble.observers().contains(&core.id()) == self.observer
+            && ensemble.is_active_voter(self.leader)
     }
 
     /// More of the log is durable.
@@ -617,7 +647,7 @@ fn truncate<P>(
         let last_logged = core.log.last();
         return Err(Violation::TruncateUnknown { to, last_logged });
     }
-    let generation = core.log.truncate(to);
+    let generation = core.truncate(to);
     outputs.push(Output::Truncate { to, generation });
     request_flush(outputs);
     Ok(())

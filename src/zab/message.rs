@@ -102,8 +102,23 @@ pub enum Message<P> {
         /// The proposal.
         zxid: Zxid,
     },
+    /// Leader: a quorum of the present and of the next configuration has logged this, which sets the
+    /// latter: it is active, and `leader` is to lead from now on (COMMITANDACTIVATE).
+    CommitAndActivate {
+        /// The proposal.
+        zxid: Zxid,
+        /// The designated leader.
+        leader: ServerId,
+    },
     /// Leader to observer: this is committed (INFORM).
     Inform(Proposal<P>),
+    /// Leader to observer: the same of what sets a configuration (INFORMANDACTIVATE).
+    InformAndActivate {
+        /// The proposal.
+        proposal: Proposal<P>,
+        /// The designated leader.
+        leader: ServerId,
+    },
     /// Both: I am alive (PING). A learner's answer carries session touches, which the caller adds and
     /// takes off: they do not concern Zab.
     Ping {
@@ -136,7 +151,9 @@ impl<P> Message<P> {
             Self::Proposal(_) => "PROPOSAL",
             Self::Ack { .. } => "ACK",
             Self::Commit { .. } => "COMMIT",
+            Self::CommitAndActivate { .. } => "COMMITANDACTIVATE",
             Self::Inform(_) => "INFORM",
+            Self::InformAndActivate { .. } => "INFORMANDACTIVATE",
             Self::Ping { .. } => "PING",
             Self::Sync => "SYNC",
             Self::Request(_) => "REQUEST",

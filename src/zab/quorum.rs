@@ -1,12 +1,16 @@
 //! Who votes, and which sets of voters decide.
 //!
-//! Invariant: any two quorums of one ensemble have a server in common. It is checked by brute force
-//! in the tests, against a plain second implementation.
+//! Invariants:
+//! - Any two quorums of one ensemble have a server in common. It is checked by brute force in the tests,
+//!   against a plain second implementation.
+//! - While a next configuration is known and not active, what a quorum of the present one decides needs a
+//!   quorum of the next one too. So of two members, one of which has activated it already, none decides
+//!   without the other's knowledge.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ringkeeper_proto::ServerId;
+use ringkeeper_proto::{ServerId, Zxid};
 
 /// The members of an ensemble and how they decide.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +20,17 @@ pub struct Ensemble {
     voters: BTreeSet<ServerId>,
     observers: BTreeSet<ServerId>,
     rule: Rule,
+    next: Option<Box<Next>>,
+}
+
+/// A configuration that is known and not active yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Next {
+    /// The transaction that sets it.
+    zxid: Zxid,
+    ensemble: Ensemble,
+    /// The voters of both configurations.
+    electorate: BTreeSet<ServerId>,
 }
 
 /// Groups and weights of a hierarchical ensemble (`group.N`, `weight.N`).
@@ -97,6 +112,7 @@ impl Ensemble {
             voters: BTreeSet::from([id]),
             observers: BTreeSet::new(),
             rule: Rule::Majority,
+            next: None,
         }
     }
 
@@ -119,6 +135,7 @@ impl Ensemble {
             voters,
             observers,
             rule,
+            next: None,
         })
     }
 
@@ -141,9 +158,63 @@ impl Ensemble {
         &self.text
     }
 
-    /// The voting members.
-    pub const fn voters(&self) -> &BTreeSet<ServerId> {
-        &self.voters
+    /// The version of the newest configuration that is known, active or not.
+    pub fn newest_version(&self) -> u64 {
+        let next = self.next.as_ref();
+        next.map_or(self.version, |next| next.ensemble.version)
+    }
+
+    /// The text of the newest configuration that is known (ZK: `lastSeenQuorumVerifier`).
+    pub fn newest_text(&self) -> &Arc<str> {
+        let next = self.next.as_ref();
+        next.map_or(&self.text, |next| &next.ensemble.text)
+    }
+
+    /// The transaction that sets the next configuration, if one is known that is not active.
+    pub fn next_zxid(&self) -> Option<Zxid> {
+        Some(self.next.as_ref()?.zxid)
+    }
+
+    /// The next configuration, if one is known that is not active.
+    pub fn next(&self) -> Option<&Self> {
+        Some(&self.next.as_ref()?.ensemble)
+    }
+
+    /// Notes a configuration that the transaction at `zxid` sets. False if a newer one is known.
+    pub(crate) fn set_next(&mut self, zxid: Zxid, ensemble: Self) -> bool {
+        if ensemble.version <= self.version {
+            return false;
+        }
+        let electorate = self.voters.union(&ensemble.voters).copied().collect();
+        self.next = Some(Box::new(Next {
+            zxid,
+            ensemble,
+            electorate,
+        }));
+        true
+    }
+
+    /// The transaction that sets the next configuration has been cut off.
+    pub(crate) fn forget_next(&mut self) {
+        self.next = None;
+    }
+
+    /// Makes the next configuration the active one.
+    pub(crate) fn activate_next(&mut self) {
+        if let Some(next) = self.next.take() {
+            *self = next.ensemble;
+        }
+    }
+
+    /// The voting members, of the active and of the next configuration.
+    pub fn voters(&self) -> &BTreeSet<ServerId> {
+        let next = self.next.as_ref();
+        next.map_or(&self.voters, |next| &next.electorate)
+    }
+
+    /// Whether the server votes in the active configuration.
+    pub fn is_active_voter(&self, id: ServerId) -> bool {
+        self.voters.contains(&id)
     }
 
     /// The members that do not vote.
@@ -151,22 +222,35 @@ impl Ensemble {
         &self.observers
     }
 
-    /// Whether the server votes.
+    /// Whether the server votes, in the active or in the next configuration.
     pub fn is_voter(&self, id: ServerId) -> bool {
-        self.voters.contains(&id)
+        self.voters().contains(&id)
     }
 
     /// The weight of a voter; 0 never leads (ZK: `totalOrderPredicate`).
     pub fn weight(&self, id: ServerId) -> u64 {
+        let next = self.next.as_ref();
+        let next = next.map_or(0, |next| next.ensemble.weight(id));
+        next.max(self.own_weight(id))
+    }
+
+    fn own_weight(&self, id: ServerId) -> u64 {
         match &self.rule {
-            _ if !self.is_voter(id) => 0,
+            _ if !self.voters.contains(&id) => 0,
             Rule::Majority => 1,
             Rule::Hierarchical { weights, .. } => weights.weight_of.get(&id).copied().unwrap_or(1),
         }
     }
 
-    /// Whether the voters for which `counts` is true decide. Others than voters are not asked.
+    /// Whether the voters for which `counts` is true decide, in the active configuration and in the next one,
+    /// if there is one. Others than voters are not asked.
     pub fn is_quorum(&self, mut counts: impl FnMut(ServerId) -> bool) -> bool {
+        let next = self.next.as_ref();
+        self.is_active_quorum(&mut counts)
+            && next.is_none_or(|next| next.ensemble.is_active_quorum(&mut counts))
+    }
+
+    fn is_active_quorum(&self, counts: &mut dyn FnMut(ServerId) -> bool) -> bool {
         match &self.rule {
             Rule::Majority => {
                 let agreeing = self.voters.iter().filter(|id| counts(**id)).count();
@@ -177,7 +261,7 @@ impl Ensemble {
                 for id in self.voters.iter().filter(|id| counts(**id)) {
                     if let Some(group) = weights.group_of.get(id) {
                         let sum = sums.entry(*group).or_default();
-                        *sum = sum.saturating_add(self.weight(*id));
+                        *sum = sum.saturating_add(self.own_weight(*id));
                     }
                 }
                 let won = groups
@@ -195,12 +279,24 @@ impl Ensemble {
         &self,
         mut reached: impl FnMut(ServerId) -> Option<T>,
     ) -> Option<T> {
+        let active = self.reached_by_active(&mut reached);
+        match &self.next {
+            None => active,
+            Some(next) => active.min(next.ensemble.reached_by_active(&mut reached)),
+        }
+    }
+
+    /// The same for a quorum of the active configuration alone: what decides about transactions before the
+    /// one that sets the next.
+    pub(crate) fn reached_by_active<T: Ord + Copy>(
+        &self,
+        mut reached: impl FnMut(ServerId) -> Option<T>,
+    ) -> Option<T> {
         let mut values: Vec<T> = self.voters.iter().filter_map(|id| reached(*id)).collect();
         values.sort_unstable();
-        values
-            .into_iter()
-            .rev()
-            .find(|value| self.is_quorum(|id| reached(id).is_some_and(|at| at >= *value)))
+        values.into_iter().rev().find(|value| {
+            self.is_active_quorum(&mut |id| reached(id).is_some_and(|at| at >= *value))
+        })
     }
 }
 
@@ -287,6 +383,35 @@ mod tests {
             });
             assert_eq!(ensemble.reached_by_quorum(at), expected, "code {code}");
         }
+    }
+
+    #[test]
+    fn with_a_next_configuration_both_decide() {
+        let set = |ids: &[u64]| servers(ids).into_iter().collect::<BTreeSet<_>>();
+        let mut ensemble = Ensemble::majority(servers(&[1, 2, 3]), servers(&[4])).unwrap();
+        let later = Ensemble::majority(servers(&[3, 4, 5]), []).unwrap();
+        assert!(
+            !ensemble.set_next(Zxid(7), later.clone()),
+            "its version is not newer"
+        );
+        assert!(ensemble.set_next(Zxid(7), later.clone().described(7, "next")));
+        assert_eq!(*ensemble.voters(), set(&[1, 2, 3, 4, 5]));
+        assert!(ensemble.is_voter(ServerId(5)) && !ensemble.is_active_voter(ServerId(5)));
+        assert_eq!((ensemble.version(), ensemble.newest_version()), (0, 7));
+        // Every set that decides has a quorum of each.
+        for mask in 0_u32..32 {
+            let counts = |id: ServerId| mask & (1 << (id.0 - 1)) != 0;
+            let quorum_of =
+                |ids: [u64; 3]| ids.into_iter().filter(|id| counts(ServerId(*id))).count() >= 2;
+            let expected = quorum_of([1, 2, 3]) && quorum_of([3, 4, 5]);
+            assert_eq!(ensemble.is_quorum(counts), expected, "{mask:b}");
+        }
+        let reached = |id: ServerId| Some(10 - id.0);
+        assert_eq!(ensemble.reached_by_active(reached), Some(8));
+        assert_eq!(ensemble.reached_by_quorum(reached), Some(6));
+        ensemble.activate_next();
+        assert_eq!(ensemble, later.described(7, "next"));
+        assert!(!ensemble.is_voter(ServerId(1)));
     }
 
     #[test]

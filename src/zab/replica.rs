@@ -92,6 +92,20 @@ impl<P: Clone> Replica<P> {
                 leader.propose(core, Proposal { zxid, payload }, outputs);
             }
             (Input::Proposed { .. }, _) => panic!("proposed without being the leader"),
+            (Input::Configuration { zxid, ensemble }, _) => {
+                core.config.ensemble.set_next(zxid, ensemble);
+            }
+            (Input::Adopt { ensemble }, phase) => {
+                let version = ensemble.version();
+                if matches!(phase, Phase::Looking(_))
+                    && version > core.config.ensemble.version()
+                    && core.config.ensemble.set_next(Zxid(version), ensemble)
+                {
+                    core.config.ensemble.activate_next();
+                    outputs.push(Output::Activate);
+                    self.look(outputs);
+                }
+            }
             (
                 Input::Flushed {
                     through,
@@ -384,6 +398,14 @@ impl<P: Clone> Replica<P> {
         match &self.phase {
             Phase::Learning(learner) => learner.link(),
             _ => None,
+        }
+    }
+
+    /// As leader: whether a quorum of `ensemble` is synchronized, so that it can become the active one.
+    pub fn is_synced_quorum(&self, ensemble: &Ensemble) -> bool {
+        match &self.phase {
+            Phase::Leading(leader) => leader.is_synced_quorum(self.core.id(), ensemble),
+            _ => false,
         }
     }
 

@@ -558,6 +558,7 @@ impl Cluster {
             Output::Commit { through } => self.commit(id, through),
             Output::ChangeRole { role } => self.change_role(id, role),
             Output::Synced { .. } | Output::SyncDone => self.count("synced"),
+            Output::Activate => panic!("nobody has proposed a configuration"),
             Output::Revalidate { .. } | Output::Forwarded { .. } => self.count("forwarded"),
         }
     }
@@ -829,6 +830,7 @@ impl Cluster {
             }
             Output::Notify { .. } | Output::Connect { .. } => return,
             Output::Close { link } => format!("close link to {}", peer(link)),
+            Output::Activate => "activate the configuration".into(),
             Output::Commit { through } => format!("commit {through:?}"),
             Output::Synced { tag } => format!("synced {tag}"),
             Output::SyncDone => "sync done".to_owned(),
@@ -886,8 +888,11 @@ pub(crate) fn describe(message: &Message<u32>) -> String {
         | Message::Snap { zxid }
         | Message::Ack { zxid }
         | Message::Commit { zxid }
+        | Message::CommitAndActivate { zxid, .. }
         | Message::Ping { zxid } => format!("{name} {zxid:?}"),
-        Message::Proposal(proposal) | Message::Inform(proposal) => {
+        Message::Proposal(proposal)
+        | Message::Inform(proposal)
+        | Message::InformAndActivate { proposal, .. } => {
             format!("{name} {:?}", proposal.zxid)
         }
         Message::UpToDate | Message::Sync | Message::Request(_) | Message::Revalidate(_) => {
