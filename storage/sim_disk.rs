@@ -347,6 +347,37 @@ impl SimDisk {
         }
     }
 
+    /// Lets the tasks go on as far as they can without the disk's doing: for a caller that has a clock of its
+    /// own, and says itself when an operation finishes ([`SimDisk::finish_one`]).
+    pub fn settle(&self) {
+        while self.poll_tasks() {}
+    }
+
+    /// Finishes an operation in flight, the oldest for 0; nothing when there are not so many. The tasks that
+    /// wait for it go on with [`SimDisk::settle`].
+    pub fn finish_one(&self, pick: usize) {
+        let mut sim = self.0.borrow_mut();
+        let mut open = (0..sim.in_flight.len()).filter(|at| {
+            let operation = sim.in_flight.get(*at);
+            operation.is_some_and(|operation| operation.result.is_none())
+        });
+        if let Some(at) = open.nth(pick)
+            && !sim.powerless
+        {
+            sim.finish(at);
+        }
+    }
+
+    /// Moves the disk's clock, and wakes who slept until then.
+    pub fn advance_to(&self, now: Duration) {
+        let mut sim = self.0.borrow_mut();
+        sim.now = sim.now.max(now);
+        let now = sim.now;
+        for (_, waker) in sim.sleepers.extract_if(.., |(due, _)| *due <= now) {
+            waker.wake();
+        }
+    }
+
     /// Adds a task that runs whenever [`SimDisk::run`] does.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         let woken = Arc::new(Woken(AtomicBool::new(true)));

@@ -362,7 +362,8 @@ impl<R: ReadFile> SnapshotReader<R> {
         Self::open_path(files, path)
     }
 
-    fn open_with<F: SnapshotFiles<Read = R>>(
+    /// As [`SnapshotReader::open`], on other files than the system's.
+    pub fn open_with<F: SnapshotFiles<Read = R>>(
         files: &F,
         dir: &Path,
         info: SnapshotInfo,

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use ringkeeper_config::LoggedSince;
 use ringkeeper_proto::{SessionId, Zxid};
 use ringkeeper_storage::Disk;
@@ -109,6 +110,13 @@ impl CoreStats {
 }
 
 impl<D: Disk> Core<D> {
+    /// The transactions after `after` that this server knows to be committed, with their bytes, as far as memory
+    /// reaches back: for whoever compares members.
+    pub fn committed_since(&self, after: Zxid) -> impl Iterator<Item = (Zxid, &Bytes)> {
+        let records = self.recent.since(after);
+        records.map(|record| (record.zxid, &record.bytes))
+    }
+
     /// What the core says of itself.
     pub fn report(&self) -> CoreReport {
         let stats = &self.stats;

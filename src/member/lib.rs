@@ -19,8 +19,10 @@ mod proposing;
 mod publication;
 pub mod reconfiguration;
 mod replay;
+mod restart;
 mod sessions;
 mod settings;
+pub mod snapshot;
 mod standing;
 
 pub use crate::core::{Core, CoreParts, WRITES_IN_FLIGHT_MAX};
@@ -29,6 +31,7 @@ pub use crate::errand::{Done, Errand, Work};
 pub use crate::messages::{ClientMessage, ClientNotice, Now, WriteMessage};
 pub use crate::publication::{Answer, Attached, ClientKey, Publication, ShardSet, Step, Touch};
 pub use crate::replay::{Replay, ReplayError, Replayed, replay};
+pub use crate::restart::{Loaded, zab_of_member};
 pub use crate::sessions::Sessions;
 pub use crate::settings::Settings;
 pub use crate::standing::Standing;

@@ -6,8 +6,7 @@ use std::time::Instant;
 use std::{fs, io, thread};
 
 use anyhow::{Context as _, anyhow};
-use bytes::Bytes;
-use ringkeeper_member::{Replay, Replayed, Settings};
+use ringkeeper_member::{Loaded, Replay, Replayed, Settings};
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{
     Dirs, Disk, DmaDisk, LiveRecords, LogOptions, OpenError, Opened, Recovered, Store, TxnLog,
@@ -93,18 +92,6 @@ fn with_reason(error: OpenError) -> anyhow::Error {
         _ => Reason::DataDirectory,
     };
     anyhow::Error::from(error).context(reason)
-}
-
-/// What was loaded.
-pub(crate) struct Loaded {
-    /// The state at the last transaction that is known to be committed.
-    pub(crate) tree: Tree,
-    /// The zxid of the snapshot that it began with.
-    pub(crate) base: Zxid,
-    /// The zxids that the log has above it, applied or not.
-    pub(crate) zxids: Vec<Zxid>,
-    /// What is in the log and perhaps not committed.
-    pub(crate) tail: Vec<(Zxid, Bytes)>,
 }
 
 /// Builds the tree as of `through`, with a thread for each of `cpus` where that helps.

@@ -11,13 +11,10 @@ use ringkeeper_member::Settings;
 use ringkeeper_storage::{Disk, SnapshotInfo, SnapshotReader, SnapshotWriter, Store};
 use ringkeeper_transport::mailbox::Sender;
 use ringkeeper_tree::Tree;
-use ringkeeper_tree::snapshot::{CHUNK_LEN, Chunk, SnapshotBuilder, SnapshotEncoder};
+use ringkeeper_tree::snapshot::{Chunk, SnapshotBuilder};
 
 use crate::messages::CoreMessage;
 use crate::threads;
-
-/// What the container calls the chunks of a tree.
-const TREE_CHUNK: u32 = 1;
 
 /// Decoded chunks that may wait for their turn, per loading thread.
 const CHUNKS_AHEAD: usize = 4;
@@ -142,14 +139,8 @@ fn write(
     bytes_per_second_max: Option<u64>,
     tree: &Tree,
 ) -> anyhow::Result<SnapshotInfo> {
-    let mut writer = SnapshotWriter::create(dir, tree.zxid(), bytes_per_second_max)?;
-    let mut encoder = SnapshotEncoder::new(tree);
-    let mut chunk = Vec::with_capacity(CHUNK_LEN);
-    while encoder.next_chunk(&mut chunk) {
-        writer.push_chunk(TREE_CHUNK, &chunk)?;
-    }
-    let counts = [tree.node_count(), tree.sessions().len() as u64, 0, 0];
-    Ok(writer.finish(tree.digest(), counts)?)
+    let writer = SnapshotWriter::create(dir, tree.zxid(), bytes_per_second_max)?;
+    Ok(ringkeeper_member::snapshot::write(writer, tree)?)
 }
 
 /// Loads a snapshot: chunks are read and decoded by a thread for each of `cpus`, and put together in
