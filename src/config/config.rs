@@ -74,6 +74,8 @@ pub struct EnsembleConfig {
 /// Where data lies. The server's own files stand in `ringkeeper` below each directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FilesConfig {
+    /// The configuration file, if there is one: a reconfiguration is written down beside it.
+    pub config_file: Option<PathBuf>,
     /// `dataDir`: snapshots, and the file `myid`.
     pub data_dir: PathBuf,
     /// `dataLogDir`: the transaction log; `data_dir` unless set.
@@ -492,6 +494,7 @@ impl Config {
             ensemble: EnsembleConfig::default(),
             peers: None,
             files: FilesConfig {
+                config_file: None,
                 data_dir: PathBuf::new(),
                 log_dir: PathBuf::new(),
                 create_directories: true,

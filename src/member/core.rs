@@ -240,6 +240,7 @@ impl<D: Disk> Core<D> {
         if !core.alone {
             core.show_configuration();
             core.published = core.head.clone();
+            core.configure_links();
             core.hear_recovered_configurations();
         }
         // The first tick makes a server without an ensemble the leader of itself.

@@ -247,7 +247,7 @@ impl<D: Disk> Core<D> {
     }
 
     /// Links go to the members of the configuration in force and of the one that is to follow.
-    fn configure_links(&mut self) {
+    pub(crate) fn configure_links(&mut self) {
         let ensemble = self.zab.ensemble();
         let config = Arc::clone(ensemble.text());
         let mut members = BTreeMap::new();

@@ -1,14 +1,13 @@
 //! What a member of an ensemble is after a start: Zab, as what storage found says, and the tree below it.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use ringkeeper_config::{Membership, PeersConfig};
 use ringkeeper_proto::{ServerId, Zxid};
 use ringkeeper_storage::Recovered;
 use ringkeeper_tree::Tree;
-use ringkeeper_zab::{Config, Ensemble, EnsembleError, Epochs, History, Replica, Timing, Weights};
+use ringkeeper_zab::{Config, EnsembleError, Epochs, History, Replica, Timing};
 
+use crate::reconfiguration::ensemble;
 use crate::settings::Settings;
 
 /// What was loaded.
@@ -37,7 +36,7 @@ pub fn zab_of_member(
     initialize: bool,
     core_tick_ms: u64,
 ) -> Result<Replica<Bytes>, EnsembleError> {
-    let ensemble = ensemble(&config.membership)?;
+    let ensemble = ensemble(&membership(settings, config, &data.tree))?;
     let timing = Timing::new(
         settings.config.ensemble.tick_ms.into(),
         config.init_limit.into(),
@@ -62,26 +61,14 @@ pub fn zab_of_member(
     Ok(Replica::new(config, recovered))
 }
 
-fn ensemble(membership: &Membership) -> Result<Ensemble, EnsembleError> {
-    let ids = |votes| {
-        let members = membership.members.iter();
-        members
-            .filter(move |(_, member)| member.votes == votes)
-            .map(|(id, _)| ServerId(*id))
-    };
-    let ensemble = match &membership.group_of {
-        None => Ensemble::majority(ids(true), ids(false)),
-        Some(group_of) => {
-            let by_server = |map: &BTreeMap<u64, u64>| {
-                let entries = map.iter();
-                entries.map(|(id, value)| (ServerId(*id), *value)).collect()
-            };
-            let weights = Weights {
-                group_of: by_server(group_of),
-                weight_of: by_server(&membership.weight_of),
-            };
-            Ensemble::hierarchical(ids(true), ids(false), weights)
+/// The membership that counts: that of the file, unless a reconfiguration that is in the tree came after it.
+fn membership(settings: &Settings, config: &PeersConfig, tree: &Tree) -> Membership {
+    let of_file = config.membership.clone();
+    let of_tree = tree.config().and_then(|text| Membership::parse(text).ok());
+    match of_tree {
+        Some(of_tree) if settings.tree.reconfig_enabled && of_tree.version > of_file.version => {
+            of_tree
         }
-    };
-    Ok(ensemble?.described(membership.version, membership.text()))
+        _ => of_file,
+    }
 }

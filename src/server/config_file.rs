@@ -1,8 +1,9 @@
 //! Reads a configuration and what lies beside it; what it means is `ringkeeper-config`'s business.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::Path;
+use std::fmt::Write as _;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read, Write as _};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use ringkeeper_config::{Beside, Loaded, RawConfig};
@@ -36,8 +37,62 @@ fn read(file: Option<&Path>, assignments: &[String]) -> Result<Loaded> {
         Some(directory) => read_my_id(&directory.join("myid"))?,
         None => None,
     };
-    let loaded = Loaded::new(&raw, &Beside { my_id, dynamic })?;
+    let mut loaded = Loaded::new(&raw, &Beside { my_id, dynamic })?;
+    loaded.config.files.config_file = file.map(Path::to_owned);
     Ok(loaded)
+}
+
+/// Writes down a configuration that has become active, as Apache does: the membership goes to a dynamic file with
+/// its version in its name, and the configuration file points there. What it was before is kept beside
+/// it.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn keep_membership(file: &Path, text: &str, version: u64) -> Result<()> {
+    let old = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    let permissions = fs::metadata(file)?.permissions();
+    let replace = |path: &Path, text: &str| replace(path, text, permissions.clone());
+    let beside = |suffix: &str| {
+        let mut name = file.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let dynamic = beside(&format!(".dynamic.{version:x}"));
+    let members: String = text
+        .lines()
+        .filter(|line| !line.starts_with("version="))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    replace(&dynamic, &members)?;
+    let is_member_key = |line: &&str| {
+        let key = line.split(['=', ':', ' ', '\t']).next().unwrap_or_default();
+        let keys = ["server.", "group.", "weight.", "dynamicConfigFile"];
+        keys.iter().any(|it| key.starts_with(it))
+    };
+    let mut new: String = old
+        .lines()
+        .filter(|line| !is_member_key(&line.trim_start()))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    _ = writeln!(new, "dynamicConfigFile={}", dynamic.display());
+    replace(&beside(".bak"), &old)?;
+    replace(file, &new)
+}
+
+/// Writes a file beside its place, durably, and puts it there.
+fn replace(path: &Path, text: &str, permissions: Permissions) -> Result<()> {
+    let dir = path.parent().filter(|dir| *dir != Path::new(""));
+    let dir = dir.unwrap_or_else(|| Path::new("."));
+    let mut beside = tempfile::NamedTempFile::new_in(dir)
+        .with_context(|| format!("make a file in {}", dir.display()))?;
+    beside.write_all(text.as_bytes())?;
+    beside.as_file().set_permissions(permissions)?;
+    beside.as_file().sync_all()?;
+    beside
+        .persist(path)
+        .with_context(|| format!("write {}", path.display()))?;
+    File::open(dir)?.sync_all()?;
+    Ok(())
 }
 
 fn parse(path: &Path) -> Result<RawConfig> {
@@ -130,6 +185,37 @@ mod tests {
         let peers = load(Some(&path), &[]).unwrap().config.peers.unwrap();
         assert_eq!((peers.id, peers.membership.members.len()), (2, 3));
         assert!(failure(&["snapCount".to_owned()]).contains("not of the form key=value"));
+    }
+
+    #[test]
+    fn a_membership_is_written_down_and_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("zoo.cfg");
+        let data = format!("dataDir={}\n", directory.path().display());
+        let text = format!(
+            "# ours\n{data}initLimit=5\nsyncLimit=2\nserver.1=a:1:2;11\nserver.2=b:1:2;11\nserver.3=c:1:2;11\n"
+        );
+        fs::write(&path, &text).unwrap();
+        fs::write(directory.path().join("myid"), "1\n").unwrap();
+        let members = "server.1=a:1:2:participant;0.0.0.0:11\nserver.4=d:1:2:participant;0.0.0.0:11\nversion=30000000a";
+        keep_membership(&path, members, 0x3_0000_000a).unwrap();
+        let kept = fs::read_to_string(&path).unwrap();
+        assert!(kept.starts_with(&format!(
+            "# ours\n{data}initLimit=5\nsyncLimit=2\ndynamicConfigFile="
+        )));
+        assert_eq!(
+            fs::read_to_string(directory.path().join("zoo.cfg.bak")).unwrap(),
+            text
+        );
+        let membership = load(Some(&path), &[])
+            .unwrap()
+            .config
+            .peers
+            .unwrap()
+            .membership;
+        assert_eq!(membership.version, 0x3_0000_000a);
+        assert_eq!(membership.members.keys().collect::<Vec<_>>(), [&1, &4]);
+        assert_eq!(membership.text(), members);
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytes::Bytes;
 use ringkeeper_config::PeersConfig;
-use ringkeeper_member::{Loaded, Settings, zab_of_member};
-use ringkeeper_peers::{BoundPeers, Member, MemberAddress, PeerSettings};
+use ringkeeper_member::{Loaded, Settings, reconfiguration, zab_of_member};
+use ringkeeper_peers::{BoundPeers, PeerSettings};
 use ringkeeper_proto::ServerId;
 use ringkeeper_storage::Recovered;
 use ringkeeper_zab::Replica;
@@ -23,18 +23,7 @@ const PACKET_BYTES_BESIDE: usize = 64 * 1024;
 /// When a port cannot be had, or a name is not known.
 pub(crate) fn bind(settings: &Settings, config: &PeersConfig) -> anyhow::Result<BoundPeers> {
     let tick = Duration::from_millis(settings.config.ensemble.tick_ms.into());
-    let members = config.membership.members.iter().map(|(id, member)| {
-        let addresses = member.addresses.iter().map(|address| MemberAddress {
-            host: address.host.clone(),
-            quorum_port: address.quorum_port,
-            election_port: address.election_port,
-        });
-        let member = Member {
-            votes: member.votes,
-            addresses: addresses.collect(),
-        };
-        (ServerId(*id), member)
-    });
+    let members = reconfiguration::peers(&config.membership);
     let text = config.membership.text();
     let peers = PeerSettings {
         listen_on_all: config.listen_on_all,
@@ -43,7 +32,7 @@ pub(crate) fn bind(settings: &Settings, config: &PeersConfig) -> anyhow::Result<
         leader_patience: tick * config.connect_limit,
         silence_max: tick * config.init_limit,
         packet_bytes_max: settings.tree.txn_len_max + PACKET_BYTES_BESIDE,
-        ..PeerSettings::new(ServerId(config.id), members.collect(), text.into())
+        ..PeerSettings::new(ServerId(config.id), members, text.into())
     };
     BoundPeers::bind(peers)
         .context("listen for the other members")

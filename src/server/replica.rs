@@ -1,12 +1,16 @@
 //! The replica core in its server: what it says goes to the shards, its tree to the snapshot thread.
 
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::thread;
 
 use ringkeeper_member::{Core, Errand, Now, Work};
 use ringkeeper_peers::{PeerCommand, PeerLinks};
+use ringkeeper_proto::Zxid;
 use ringkeeper_storage::Disk;
 
 use crate::clock;
+use crate::config_file;
 use crate::fatal::{self, Reason};
 use crate::messages::{CoreMessage, ShardMessage};
 use crate::outbox::Outbox;
@@ -75,11 +79,34 @@ impl<D: Disk> Replica<D> {
         loop {
             match self.core.next_errand()? {
                 Errand::Run(work) => return Some(work),
+                Errand::KeepConfiguration { text, version } => {
+                    self.keep_configuration(text, version);
+                }
                 Errand::KeepSnapshot(tree) => self.snapshots.keep(tree),
                 Errand::SendTree { link, tree } => self.senders.begin(link, tree),
                 Errand::NextChunk(link) => self.senders.next(link),
                 Errand::StopTree(link) => self.senders.stop(link),
             }
+        }
+    }
+
+    /// Writes down who the members are, where the next start looks. It knows without that too, from the
+    /// tree; so it is no more than a warning when it fails.
+    fn keep_configuration(&self, text: Arc<str>, version: Zxid) {
+        let config = &self.core.settings().config;
+        let Some(file) = config.files.config_file.clone() else {
+            return;
+        };
+        if !config.ensemble.reconfig || version == Zxid::ZERO {
+            return;
+        }
+        let keep = move || {
+            if let Err(error) = config_file::keep_membership(&file, &text, version.0) {
+                tracing::warn!(error = format!("{error:#}"), "write down the membership");
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("config".into()).spawn(keep) {
+            tracing::warn!(%error, "write down the membership");
         }
     }
 

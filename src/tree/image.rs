@@ -245,6 +245,8 @@ impl ImageReader {
             State::AclCount => acls(reader.int()?),
             State::Acls { left } => {
                 let id = reader.long()?;
+                // Decoding takes a count that promises more than there is for a lie; here it may be to come.
+                skip_acl(&mut reader.clone())?;
                 let list = AclList::decode(reader)?;
                 let list = list.unwrap_or_else(|| AclList::new(&[]));
                 self.restore.acl(id, list.into_owned());
@@ -281,6 +283,15 @@ const fn acls(left: i32) -> State {
         true => State::Acls { left },
         false => State::Nodes,
     }
+}
+
+fn skip_acl(reader: &mut Reader<'_>) -> Result<(), DecodeError> {
+    for _ in 0..reader.int()? {
+        reader.int()?;
+        reader.buffer()?;
+        reader.buffer()?;
+    }
+    Ok(())
 }
 
 fn stored_node<'a>(path: &'a str, reader: &mut Reader<'a>) -> Result<StoredNode<'a>, DecodeError> {
@@ -399,7 +410,7 @@ mod tests {
         loop {
             let mut chunk = Vec::new();
             if !encoder.next_chunk(&mut chunk) {
-                assert!(chunks >= 3, "{chunks}");
+                assert_eq!(chunks > 2, all.len() > 2 * CHUNK_LEN, "{chunks}");
                 return all;
             }
             chunks += 1;
