@@ -56,7 +56,11 @@ enum InstallState {
     /// It is coming in.
     Reading(Box<ImageReader>),
     /// All of it is here, and becomes what a restart would find.
-    Keeping(Box<Tree>),
+    Keeping {
+        tree: Box<Tree>,
+        /// What came behind it on the link.
+        rest: Bytes,
+    },
 }
 
 impl PeerTraffic {
@@ -387,8 +391,8 @@ impl<D: Disk> Core<D> {
         match mem::take(reader.as_mut()).finish(installing.zxid) {
             Ok((Restored { tree, .. }, rest)) => {
                 tracing::info!(zxid = %tree.zxid(), znodes = tree.node_count(), "snapshot received");
-                installing.state = InstallState::Keeping(Box::new(tree.clone()));
-                self.send_command(PeerCommand::EndStream { link, rest });
+                let kept = Box::new(tree.clone());
+                installing.state = InstallState::Keeping { tree: kept, rest };
                 self.errands.push_back(Errand::KeepSnapshot(tree));
             }
             Err(error) => self.refuse_image(link, &error),
@@ -422,8 +426,8 @@ impl<D: Disk> Core<D> {
         let Some(installing) = self.traffic.installing.take() else {
             return;
         };
-        let generation = installing.generation;
-        if let InstallState::Keeping(tree) = installing.state {
+        let (link, generation) = (installing.link, installing.generation);
+        if let InstallState::Keeping { tree, rest } = installing.state {
             self.head = *tree;
             self.show_configuration();
             self.unpublished = true;
@@ -431,6 +435,8 @@ impl<D: Disk> Core<D> {
             self.recent.restart(installing.zxid);
             self.committed = installing.zxid;
             self.learning.began_with_snapshot();
+            // Packets follow only now: until here Zab expects none.
+            self.send_command(PeerCommand::EndStream { link, rest });
         }
         self.input(Input::SnapshotInstalled { generation });
     }
