@@ -66,6 +66,12 @@ pub(crate) struct Options {
     /// Which data to read where a directory holds both formats
     #[arg(long, value_enum)]
     format: Option<Format>,
+    /// Which data to read of OLD, where it holds both formats
+    #[arg(long, value_enum)]
+    old_format: Option<Format>,
+    /// Which data to read of NEW, where it holds both formats
+    #[arg(long, value_enum)]
+    new_format: Option<Format>,
 }
 
 /// What is different about a znode.
@@ -90,8 +96,16 @@ struct Totals {
 }
 
 pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
-    let old = Input::of(&options.old, options.old_log_dir.as_deref(), options.format);
-    let new = Input::of(&options.new, options.new_log_dir.as_deref(), options.format);
+    let old = Input::of(
+        &options.old,
+        options.old_log_dir.as_deref(),
+        options.old_format.or(options.format),
+    );
+    let new = Input::of(
+        &options.new,
+        options.new_log_dir.as_deref(),
+        options.new_format.or(options.format),
+    );
     let old = state::of_input(&old, options.old_at.or(options.at), out.quiet)?.tree;
     let new = state::of_input(&new, options.new_at.or(options.at), out.quiet)?.tree;
     if let Some(levels) = options.by_subtree {

@@ -8,6 +8,7 @@ use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{DOCTOR, FOLDER};
 use serde_json::{Value, json};
 
+use crate::apache_doctor;
 use crate::exit::{Exit, Failure};
 use crate::finding::{Finding, Severity};
 use crate::input::{Format, Input, Kind, kind_of};
@@ -26,16 +27,16 @@ const FREE_BYTES_MIN: u64 = 256 << 20;
 pub(crate) struct Options {
     /// The data directory
     #[arg(value_name = "DATADIR")]
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// The directory of the log, where dataLogDir is configured
     #[arg(long, value_name = "DIR")]
-    log_dir: Option<PathBuf>,
+    pub(crate) log_dir: Option<PathBuf>,
     /// Which data to judge where a directory holds both
     #[arg(long, value_enum)]
     format: Option<Format>,
     /// Leave out the replay that compares digests
     #[arg(long)]
-    no_replay: bool,
+    pub(crate) no_replay: bool,
 }
 
 /// The judgement.
@@ -93,6 +94,9 @@ pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
         (Kind::OtherDir, _) => other(dir),
         (Kind::OwnDir, _) | (Kind::BothDir, None | Some(Format::Own)) => {
             own(options, kind == Kind::BothDir, out.quiet)?
+        }
+        (Kind::ApacheDir, _) | (Kind::BothDir, Some(Format::Apache)) => {
+            apache_doctor::judge(options, kind == Kind::BothDir, out.quiet)?
         }
         (other, _) => {
             return Err(Failure::unreadable(format!(
@@ -206,7 +210,8 @@ fn own(options: &Options, has_apache: bool, quiet: bool) -> anyhow::Result<Diagn
     judge_snapshots(&dir, &report, options, &mut diagnosis);
     judge_bits(&report, &mut diagnosis);
     judge_replay(&report, &mut diagnosis);
-    judge_surroundings(&dir, &report, has_apache, &mut diagnosis);
+    let apache_beside = has_apache.then_some(options);
+    judge_surroundings(&dir, &report, apache_beside, &mut diagnosis)?;
     diagnosis.findings = report.findings;
     diagnosis
         .problems
@@ -250,7 +255,7 @@ fn facts(dir: &OwnDir, report: &Report, diagnosis: &mut Diagnosis) {
 }
 
 /// How the commands in an advice name the directory.
-fn named(options: &Options) -> String {
+pub(crate) fn named(options: &Options) -> String {
     let mut text = options.dir.display().to_string();
     if let Some(log) = &options.log_dir {
         text.push_str(" --log-dir ");
@@ -446,7 +451,12 @@ fn judge_replay(report: &Report, diagnosis: &mut Diagnosis) {
     }
 }
 
-fn judge_surroundings(dir: &OwnDir, report: &Report, has_apache: bool, diagnosis: &mut Diagnosis) {
+fn judge_surroundings(
+    dir: &OwnDir,
+    report: &Report,
+    apache_beside: Option<&Options>,
+    diagnosis: &mut Diagnosis,
+) -> anyhow::Result<()> {
     if !dir.strangers.is_empty() {
         let names: Vec<_> = dir
             .strangers
@@ -472,11 +482,12 @@ fn judge_surroundings(dir: &OwnDir, report: &Report, has_apache: bool, diagnosis
             "{unlisted} snapshots are not listed in the manifest (a crash came before); the next start removes them"
         ));
     }
-    if has_apache {
+    if let Some(options) = apache_beside {
         diagnosis.notes.push(
             "Apache ZooKeeper's version-2 lies beside it; a server uses our data only (`--format apache` judges the other)"
                 .to_owned(),
         );
+        apache_doctor::judge_grown(options, diagnosis)?;
     }
     let jumps = report
         .findings
@@ -489,17 +500,7 @@ fn judge_surroundings(dir: &OwnDir, report: &Report, has_apache: bool, diagnosis
         ));
     }
     for place in [&dir.data, &dir.log].into_iter().flatten() {
-        let Ok(stat) = rustix::fs::statvfs(place) else {
-            continue;
-        };
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        if free < FREE_BYTES_MIN {
-            diagnosis.warning(
-                format!("{} has only {free} bytes of free space", place.display()),
-                "free some (`ringkeeper-log purge` with the server stopped), or grow the disk: a server without space for \
-                 the next log segment refuses writes",
-            );
-        }
+        judge_space(place, diagnosis);
         if dir.data == dir.log {
             break;
         }
@@ -508,4 +509,20 @@ fn judge_surroundings(dir: &OwnDir, report: &Report, has_apache: bool, diagnosis
         DOCTOR.ends_with("doctor"),
         "what the server names in its remedies"
     );
+    Ok(())
+}
+
+/// Whether there is room for a server to write.
+pub(crate) fn judge_space(place: &Path, diagnosis: &mut Diagnosis) {
+    let Ok(stat) = rustix::fs::statvfs(place) else {
+        return;
+    };
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if free < FREE_BYTES_MIN {
+        diagnosis.warning(
+            format!("{} has only {free} bytes of free space", place.display()),
+            "free some (`ringkeeper-log purge` with the server stopped), or grow the disk: a server without space for \
+             the next log segment refuses writes",
+        );
+    }
 }

@@ -7,6 +7,8 @@
 //! `docs/log-tools.md` is the user's guide.
 #![forbid(unsafe_code)]
 
+mod apache_copy;
+mod apache_doctor;
 mod apache_state;
 mod apache_verify;
 mod at;
@@ -14,8 +16,10 @@ mod diff;
 mod doctor;
 mod dump;
 mod exit;
+mod export;
 mod filter;
 mod finding;
+mod import;
 mod input;
 mod live;
 mod output;
@@ -72,6 +76,8 @@ enum Command {
     Tree(tree_summary::Options),
     Diff(diff::Options),
     At(at::Options),
+    Import(import::Options),
+    Export(export::Options),
     Repair(repair::Options),
     Truncate(truncate::Options),
     Purge(purge::Options),
@@ -103,6 +109,8 @@ fn run(command: &Command, out: &mut Output) -> anyhow::Result<Exit> {
         Command::Tree(options) => tree_summary::run(options, out),
         Command::Diff(options) => diff::run(options, out),
         Command::At(options) => at::run(options, out),
+        Command::Import(options) => import::run(options, out),
+        Command::Export(options) => export::run(options, out),
         Command::Repair(options) => repair::run(options, out),
         Command::Truncate(options) => truncate::run(options, out),
         Command::Purge(options) => purge::run(options, out),

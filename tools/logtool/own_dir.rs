@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use indicatif::ProgressBar;
+use ringkeeper_import::NOTE_NAME;
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::offline::{
     self, FileName, LOCK_NAME, MANIFEST_NAMES, ManifestCopy, ManifestInfo,
@@ -203,6 +204,8 @@ impl OwnDir {
                 }
                 Some(FileName::UnfinishedSnapshot) => self.unfinished.push(path),
                 Some(FileName::Manifest | FileName::Lock) => {}
+                // What an import has noted.
+                None if path.file_name().is_some_and(|name| name == NOTE_NAME) => {}
                 None => self.strangers.push(path),
             }
         }

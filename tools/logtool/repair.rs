@@ -11,13 +11,17 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 use futures_lite::future::block_on;
+use ringkeeper_apache_files::Directory;
+use ringkeeper_import::Appender;
 use ringkeeper_proto::{Epoch, Zxid};
 use ringkeeper_storage::{Dirs, Opened, SnapshotReader, SnapshotWriter, StdDisk};
 use serde_json::json;
 
+use crate::apache_copy;
+use crate::apache_verify;
 use crate::exit::{Exit, Failure};
 use crate::finding::{Finding, has_damage};
-use crate::input::{Format, Input};
+use crate::input::{Format, Input, Kind, kind_of};
 use crate::output::Output;
 use crate::own_dir::{Manifest, OwnDir};
 use crate::own_log::{self, OwnLog};
@@ -71,6 +75,9 @@ pub(crate) struct Plan {
 }
 
 pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
+    if kind_of(&options.dir)? == Kind::ApacheDir {
+        return run_on_apache(options, out);
+    }
     let input = Input::of(&options.dir, options.log_dir.as_deref(), Some(Format::Own));
     let dir = input.open_data_dir()?;
     if dir.is_live {
@@ -123,6 +130,63 @@ pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
     } else {
         Exit::Ok
     })
+}
+
+/// Of Apache's directory a new one is made in Apache's format.
+fn run_on_apache(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
+    if options.skip_damage {
+        return Err(Failure::usage(
+            "--skip-damage works on Ringkeeper's own directories: what lies behind damage in Apache's cannot be told \
+             from what it would make of a state that lacks the rest",
+        ));
+    }
+    let target = options
+        .target
+        .clone()
+        .unwrap_or_else(|| default_target(&options.dir));
+    apache_copy::check_free(&target)?;
+    let log = options.log_dir.as_deref().unwrap_or(&options.dir);
+    let dir = Directory::open(&options.dir, log)?;
+    let plan = apache_copy::plan(&dir, None, out.quiet)?;
+    if !out.json {
+        for line in plan.lines() {
+            out.line(line)?;
+        }
+        out.flush()?;
+    }
+    if options.dry_run {
+        return Ok(Exit::Ok);
+    }
+    confirm(&format!("Write {}?", target.display()), options.yes)?;
+    apache_copy::write(&dir, &plan, &target)?;
+    finish_apache(&plan, &target, out)
+}
+
+/// Verifies what was written for Apache, and says how to use it.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn finish_apache(
+    plan: &apache_copy::Plan,
+    target: &Path,
+    out: &mut Output,
+) -> anyhow::Result<Exit> {
+    let dir = Directory::open(target, target)?;
+    let report = apache_verify::check(&dir, own_log::default_threads(), true, out.quiet)?;
+    let is_whole = !has_damage(&report.findings);
+    if out.json {
+        out.value(&plan.json(target))?;
+    } else {
+        for finding in &report.findings {
+            out.line(finding.to_string())?;
+        }
+        out.line(format!(
+            "{} is written: {}. To use it, put its version-2 (and myid) in the place of the old ones",
+            target.display(),
+            if is_whole { "verified, whole" } else { "NOT WHOLE, see above" },
+        ))?;
+    }
+    Ok(if is_whole { Exit::Ok } else { Exit::Found })
 }
 
 fn default_target(dir: &Path) -> PathBuf {
@@ -315,7 +379,11 @@ fn write(dir: &OwnDir, log: &OwnLog, plan: &Plan, target: &Path) -> anyhow::Resu
         after: from,
         through: plan.through.unwrap_or(Span::ALL.through),
     };
-    each_kept(log, span, &mut |record| appender.append(record))?;
+    each_kept(log, span, &mut |record| {
+        let appended = appender.append(record.zxid, record.bytes);
+        appended.with_context(|| format!("append {}", record.zxid))?;
+        Ok(())
+    })?;
     appender.finish()?;
     close_store(opened)?;
     Ok(())
@@ -333,48 +401,6 @@ fn copy_snapshot(path: &Path, opened: &Opened<StdDisk>) -> anyhow::Result<()> {
     let written = writer.finish(info.digest, reader.counts())?;
     block_on(opened.store.register_snapshot(written))?;
     Ok(())
-}
-
-/// Appends records to a store, batch by batch.
-pub(crate) struct Appender<'s> {
-    opened: &'s mut Opened<StdDisk>,
-    batch: ringkeeper_storage::Batch<Vec<u8>>,
-    committed: Zxid,
-}
-
-impl<'s> Appender<'s> {
-    /// What lies above `committed` is marked as not known committed.
-    pub(crate) fn new(opened: &'s mut Opened<StdDisk>, committed: Zxid) -> Self {
-        let batch = opened.log.new_batch();
-        Self {
-            opened,
-            batch,
-            committed,
-        }
-    }
-
-    pub(crate) fn append(&mut self, record: &RecordAt<'_>) -> anyhow::Result<()> {
-        let len = record.bytes.len();
-        if !self.batch.has_room(len) {
-            self.write()?;
-        }
-        let copied = self
-            .batch
-            .append(record.zxid, len, |slot| slot.copy_from_slice(record.bytes));
-        copied.with_context(|| format!("append {}", record.zxid))
-    }
-
-    pub(crate) fn finish(mut self) -> anyhow::Result<()> {
-        self.write()
-    }
-
-    fn write(&mut self) -> anyhow::Result<()> {
-        let next = self.opened.log.new_batch();
-        let batch = std::mem::replace(&mut self.batch, next);
-        let last = batch.last_zxid();
-        block_on(self.opened.log.write(batch, self.committed.min(last)))?;
-        Ok(())
-    }
 }
 
 #[cfg(test)]
