@@ -537,7 +537,8 @@ async fn refuse_apache<D: Disk>(disk: &D, dirs: &Dirs) -> Result<(), OpenError> 
         let apache = entries
             .iter()
             .any(|entry| entry.is_dir && entry.name == APACHE);
-        if apache {
+        // An empty folder is what a server that never ran has left.
+        if apache && !list(disk, &dir.join(APACHE)).await?.is_empty() {
             let ours = list_if_any(disk, &other.join(FOLDER)).await?;
             if !ours
                 .iter()

@@ -13,11 +13,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use ringkeeper_config::{ClientAddress, Config, Cpus, Host, Weight};
+use ringkeeper_storage::Dirs;
 use ringkeeper_transport::probe::{self, ProbeError};
 use ringkeeper_transport::{ExecutorSpec, run_executor};
 use rustix::fs::{Access, access, statvfs};
 
-use crate::{config_file, fatal};
+use crate::{config_file, fatal, import};
 
 /// Room that a start needs beyond the log segments it reserves, in bytes.
 const FREE_BYTES_BESIDE_LOG: u64 = 256 << 20;
@@ -481,25 +482,22 @@ fn free_space(directory: &Path, needed: u64) -> Finding {
     }
 }
 
-/// Apache's data without ours beside it: starting would look like an empty tree to its clients.
+/// What a start would make of Apache's data.
 fn foreign_data(config: &Config) -> Option<Finding> {
-    let files = &config.files;
-    let theirs = [&files.data_dir, &files.log_dir]
-        .into_iter()
-        .map(|directory| directory.join("version-2"))
-        .find(|path| path.is_dir())?;
-    if files.data_dir.join("ringkeeper").is_dir() {
-        return None;
-    }
-    Some(Finding::new(
-        Verdict::Fail,
-        "data directory",
-        format!(
-            "{} holds data of Apache ZooKeeper, which cannot be imported yet",
-            theirs.display()
+    let dirs = Dirs {
+        data: config.files.data_dir.clone(),
+        log: config.files.log_dir.clone(),
+    };
+    let subject = "data directory";
+    Some(match import::outlook(&dirs)? {
+        Ok(detail) => Finding::ok(subject, detail),
+        Err(detail) => Finding::new(
+            Verdict::Fail,
+            subject,
+            detail,
+            "`ringkeeper-log doctor` judges the directory",
         ),
-        "Name an empty dataDir for a new tree; the data there is not touched",
-    ))
+    })
 }
 
 fn client_port(address: &ClientAddress) -> Finding {
@@ -644,15 +642,22 @@ not ready to start: 1 problem
     }
 
     #[test]
-    fn data_of_apache_alone_is_refused_and_beside_ours_is_not() {
+    fn data_of_apache_is_imported_unless_there_is_some_of_ours() {
         let root = tempfile::tempdir().unwrap();
         let text = format!("clientPort=0\ndataDir={}\n", root.path().display());
         let config = config_of(&text);
         assert_eq!(foreign_data(&config), None);
         fs::create_dir(root.path().join("version-2")).unwrap();
-        assert_eq!(foreign_data(&config).unwrap().verdict, Verdict::Fail);
-        fs::create_dir(root.path().join("ringkeeper")).unwrap();
         assert_eq!(foreign_data(&config), None);
+        fs::write(root.path().join("version-2/snapshot.0"), "").unwrap();
+        let found = foreign_data(&config).unwrap();
+        assert_eq!(found.verdict, Verdict::Ok);
+        assert!(found.detail.contains("imports once"), "{}", found.detail);
+        fs::create_dir(root.path().join("ringkeeper")).unwrap();
+        fs::write(root.path().join("ringkeeper/manifest-a"), "").unwrap();
+        assert_eq!(foreign_data(&config), None);
+        fs::write(root.path().join("ringkeeper/imported"), "something else").unwrap();
+        assert_eq!(foreign_data(&config).unwrap().verdict, Verdict::Fail);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod counts;
 mod ensemble;
 mod fatal;
 mod four_letter;
+mod import;
 mod intake;
 mod link;
 mod logging;

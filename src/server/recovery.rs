@@ -15,7 +15,7 @@ use ringkeeper_storage::{
 use ringkeeper_tree::Tree;
 
 use crate::fatal::Reason;
-use crate::{snapshots, threads};
+use crate::{import, snapshots, threads};
 
 /// Batches of the log that may be read ahead of the thread that applies them.
 const BATCHES_AHEAD: usize = 8;
@@ -34,7 +34,8 @@ pub(crate) async fn open(settings: &Settings) -> anyhow::Result<(Opened<DmaDisk>
         data: files.data_dir.clone(),
         log: files.log_dir.clone(),
     };
-    check_directories(settings, &dirs)?;
+    let import_is_due = import::is_due(&dirs)?;
+    check_directories(settings, &dirs, import_is_due)?;
     let (disk, report) = probe(&dirs.log).await.map_err(with_reason)?;
     tracing::info!("{report}");
     let options = LogOptions {
@@ -42,9 +43,13 @@ pub(crate) async fn open(settings: &Settings) -> anyhow::Result<(Opened<DmaDisk>
         record_bytes_max: settings.tree.txn_len_max,
         ..LogOptions::default()
     };
+    if import_is_due {
+        import::run(&dirs, options.clone())?;
+    }
     let opened = Store::open(disk, &dirs, options)
         .await
         .map_err(with_reason)?;
+    import::check(&dirs, opened.recovered.last_zxid)?;
     let initialize = files.data_dir.join(INITIALIZE).exists();
     if opened.recovered.fresh {
         // It has said what it was there for.
@@ -59,7 +64,7 @@ pub(crate) async fn open(settings: &Settings) -> anyhow::Result<(Opened<DmaDisk>
 }
 
 /// `datadir.autocreate` and `db.autocreate`: an empty directory may be a disk that is not mounted.
-fn check_directories(settings: &Settings, dirs: &Dirs) -> anyhow::Result<()> {
+fn check_directories(settings: &Settings, dirs: &Dirs, import_is_due: bool) -> anyhow::Result<()> {
     let files = &settings.config.files;
     for dir in [&dirs.data, &dirs.log] {
         if !files.create_directories && !dir.is_dir() {
@@ -72,6 +77,7 @@ fn check_directories(settings: &Settings, dirs: &Dirs) -> anyhow::Result<()> {
     }
     if !files.create_database
         && !dirs.data_folder().exists()
+        && !import_is_due
         && !files.data_dir.join(INITIALIZE).exists()
     {
         return Err(anyhow!(

@@ -133,11 +133,13 @@ fn refuses_what_is_not_ours_and_a_second_process() {
     let path = dir.path().to_path_buf();
     on_executor(move || async move {
         std::fs::create_dir(path.join("version-2")).expect("make Apache's directory");
+        std::fs::write(path.join("version-2/acceptedEpoch"), "1").expect("write a file");
         assert!(matches!(
             open(&path, small()).await,
             Err(OpenError::ApacheData(_))
         ));
-        std::fs::remove_dir(path.join("version-2")).expect("remove it");
+        // Empty it is what a server that never ran has left.
+        std::fs::remove_file(path.join("version-2/acceptedEpoch")).expect("remove it");
 
         std::fs::create_dir(path.join("ringkeeper")).expect("make our directory");
         std::fs::write(path.join("ringkeeper/letter.txt"), "not ours").expect("write a file");

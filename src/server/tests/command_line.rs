@@ -168,14 +168,18 @@ fn a_port_in_use_is_told_with_status_5() {
 }
 
 #[test]
-fn data_of_apache_is_refused_with_status_3() {
+fn damaged_data_of_apache_is_refused_with_status_11() {
     let directory = tempfile::tempdir().unwrap();
     fs::create_dir(directory.path().join("version-2")).unwrap();
     fs::write(directory.path().join("version-2/snapshot.0"), "").unwrap();
     let data = format!("dataDir={}", directory.path().display());
     let (status, _, errors) = run(&["--set", "clientPort=0", "--set", &data]);
-    assert_eq!(status, Some(3), "{errors}");
-    assert!(errors.contains("version-2"), "{errors}");
+    assert_eq!(status, Some(11), "{errors}");
+    assert!(
+        errors.contains("version-2") && errors.contains("doctor"),
+        "{errors}"
+    );
+    assert!(!directory.path().join("ringkeeper").exists());
 }
 
 #[test]
