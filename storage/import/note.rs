@@ -56,8 +56,8 @@ impl fmt::Display for Grown {
         write!(
             f,
             "Apache ZooKeeper has written to {folder} since it was imported into {own}: {}. The two histories differ, and \
-             only one can be gone on with. To keep Ringkeeper's, move {folder} away; to keep Apache's, move {own} away and \
-             start again, which imports anew. `ringkeeper-log diff --old-format own --new-format apache` shows how they \
+             only one can be gone on with. To keep Ringkeeper's, move {folder} away; to keep Apache's, move {own} away (and \
+             its counterpart in dataLogDir) and start again, which imports anew. `ringkeeper-log diff --old-format own --new-format apache` shows how they \
              differ",
             self.what
         )

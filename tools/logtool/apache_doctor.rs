@@ -60,8 +60,8 @@ pub(crate) fn judge_grown(options: &Options, diagnosis: &mut Diagnosis) -> anyho
                 grown.what
             ),
             format!(
-                "decide which of the two histories to keep. Ringkeeper's: move {} away. Apache's: move {} away and start, \
-                 which imports anew",
+                "decide which of the two histories to keep. Ringkeeper's: move {} away. Apache's: move {} away (and its \
+                 counterpart in dataLogDir) and start, which imports anew",
                 grown.folder.display(),
                 grown.own.display()
             ),
