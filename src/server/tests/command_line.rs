@@ -11,6 +11,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use ringkeeper_apache_files::{Compression, LogWriter, write_snapshot};
+use ringkeeper_proto::txn::{CreateKind, encode_record};
+use ringkeeper_proto::{Acl, AclList, OpCode, SessionId, Txn, TxnHeader, Zxid};
+use ringkeeper_tree::Tree;
 use rustix::process::{Pid, Signal, kill_process};
 
 fn ringkeeper() -> Command {
@@ -180,6 +184,83 @@ fn damaged_data_of_apache_is_refused_with_status_11() {
         "{errors}"
     );
     assert!(!directory.path().join("ringkeeper").exists());
+}
+
+/// A directory of Apache's with a snapshot of `count` znodes beside the initial ones, and epochs.
+fn apache_data(data: &Path, count: u32) -> Tree {
+    let folder = data.join("version-2");
+    fs::create_dir_all(&folder).unwrap();
+    let mut tree = Tree::new();
+    let mut writer = LogWriter::new(&folder);
+    for n in 1..=count {
+        let path = format!("/z{n}");
+        let txn = Txn::Create {
+            path: path.as_str().into(),
+            data: Some(b"x"),
+            acl: AclList::new(&Acl::open()),
+            kind: CreateKind::Plain { ephemeral: false },
+            parent_cversion: i32::try_from(n).unwrap(),
+        };
+        let header = TxnHeader {
+            session: SessionId(1),
+            cxid: 1,
+            zxid: Zxid(n.into()),
+            time_ms: 5,
+            op: OpCode::Create,
+        };
+        let _outcome = tree.apply(&header, &txn, &mut Vec::new());
+        let mut record = Vec::new();
+        encode_record(&header, &txn, None, &mut record);
+        writer.append(header.zxid, &record).unwrap();
+        if n == count / 2 {
+            write_snapshot(&tree, &folder, Compression::Plain, &mut |_| ()).unwrap();
+        }
+    }
+    writer.finish().unwrap();
+    tree
+}
+
+#[test]
+fn data_of_apache_is_imported_once_and_refused_when_apache_has_gone_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path();
+    let tree = apache_data(data, 100);
+    let log = data.join("version-2/log.1");
+    let before = fs::read(&log).unwrap();
+    let setting = format!("dataDir={}", data.display());
+    let (status, said, _) = run(&["check", "--set", "clientPort=0", "--set", &setting]);
+    assert!(
+        said.contains("which a start imports once"),
+        "{status:?} {said}"
+    );
+    for _ in 0..2 {
+        let server = Server::start(data);
+        let srvr = server.ask("srvr");
+        assert!(
+            srvr.contains(&format!("Node count: {}\n", tree.node_count())),
+            "{srvr}"
+        );
+        assert!(srvr.contains("Zxid: 0x64\n"), "{srvr}");
+        let (status, rest) = server.stop(Signal::TERM);
+        assert_eq!(status, Some(0), "{rest}");
+    }
+    assert_eq!(fs::read(&log).unwrap(), before);
+    // Apache's server has written another transaction.
+    let other = tempfile::tempdir().unwrap();
+    apache_data(other.path(), 101);
+    fs::copy(other.path().join("version-2/log.1"), &log).unwrap();
+    let (status, _, errors) = run(&["--set", "clientPort=0", "--set", &setting]);
+    assert_eq!(status, Some(3), "{errors}");
+    assert!(
+        errors.contains("0x65") && errors.contains("away"),
+        "{errors}"
+    );
+    let (_, said, _) = run(&["check", "--set", "clientPort=0", "--set", &setting]);
+    assert!(said.contains("since it was imported"), "{said}");
+    // One of the ways out: Apache's files away.
+    fs::rename(data.join("version-2"), other.path().join("away")).unwrap();
+    let server = Server::start(data);
+    assert!(server.ask("srvr").contains("Zxid: 0x64\n"));
 }
 
 #[test]
