@@ -54,7 +54,9 @@ pub use recovery::{Decision, HeaderState, Place, decide};
 pub use sim_disk::{Fault, SECTOR_BYTES, SimDisk, SimFile, SimLock};
 #[cfg(feature = "sim")]
 pub use sim_files::{SimRead, SimWrite};
-pub use snapshot::{CHUNK_BYTES_MAX, Chunk, SNAPSHOT_COUNTS, SnapshotReader, SnapshotWriter};
+pub use snapshot::{
+    CHUNK_BYTES_MAX, Chunk, Compression, SNAPSHOT_COUNTS, SnapshotReader, SnapshotWriter,
+};
 pub use snapshot_files::{ReadFile, SnapshotFiles, StdFiles, WriteFile};
 pub use stats::LogStats;
 pub use std_disk::StdDisk;

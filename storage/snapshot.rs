@@ -3,13 +3,16 @@
 //! ```text
 //!  header   0 magic  4 checksum  8 format  10 zeros  16 zxid  24 zeros
 //!  chunks   the caller's bytes, one after the other
-//!  index    per chunk: kind, length, checksum, encoding (0 = plain)
+//!  index    per chunk: kind, stored length, checksum of what is stored, encoding
 //!  trailer  magic, checksum, zxid, digest, 4 counts, chunk count, index checksum, index offset, file length
 //! ```
 //!
 //! All numbers are big-endian; checksums are CRC32C, of a chunk over its bytes, of the index over its
 //! entries, of header and trailer over everything behind the checksum. The trailer comes last, so a file
 //! that was cut anywhere has none.
+//!
+//! Encoding 0 is plain. Encoding 1 is an LZ4 block behind 4 bytes that tell its decoded length; a chunk that does not get
+//! shorter by it is stored plain.
 //!
 //! Invariants:
 //! - A file gets its name `snapshot-ZXID` only when all of it is on stable storage.
@@ -51,6 +54,12 @@ const WRITE_BYTES: usize = 1 << 20;
 /// What may be dirty in the page cache at most, so that the last flush is short and the log's writes never
 /// queue behind a long one.
 const DIRTY_BYTES_MAX: u64 = 8 << 20;
+const PLAIN: u32 = 0;
+const LZ4: u32 = 1;
+/// Bytes before an LZ4 block: its decoded length.
+const LZ4_PREFIX: usize = 4;
+/// An LZ4 block never decodes to more times its length than this.
+const LZ4_RATIO_MAX: u64 = 255;
 /// The longest chunk.
 pub const CHUNK_BYTES_MAX: usize = 1 << 30;
 /// How many counts a snapshot carries for its owner.
@@ -114,6 +123,16 @@ pub(crate) fn is_snapshot(name: &str) -> bool {
     name.starts_with(PREFIX)
 }
 
+/// How chunks are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// As they are.
+    #[default]
+    None,
+    /// By LZ4, each by itself, so that they can still be loaded in parallel.
+    Lz4,
+}
+
 /// Writes one snapshot. Dropped before [`SnapshotWriter::finish`], it removes what it wrote.
 #[derive(Debug)]
 pub struct SnapshotWriter<F: SnapshotFiles = StdFiles> {
@@ -128,6 +147,9 @@ pub struct SnapshotWriter<F: SnapshotFiles = StdFiles> {
     flushed: u64,
     index: Vec<RawChunk>,
     pace: Pace,
+    compression: Compression,
+    /// Where chunks are compressed to.
+    compressed: Vec<u8>,
     named: bool,
 }
 
@@ -175,10 +197,19 @@ impl<F: SnapshotFiles> SnapshotWriter<F> {
             flushed: 0,
             index: Vec::new(),
             pace: Pace::new(bytes_per_second),
+            compression: Compression::None,
+            compressed: Vec::new(),
             named: false,
         };
         writer.put(header.as_bytes())?;
         Ok(writer)
+    }
+
+    /// Stores the chunks that are added from now on so.
+    #[must_use]
+    pub fn compressed_by(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
     }
 
     /// Adds a chunk. `kind` is the caller's; so is the chunk's size, of which some hundred KiB suit parallel
@@ -189,13 +220,30 @@ impl<F: SnapshotFiles> SnapshotWriter<F> {
         let Some(short) = u32::try_from(len).ok().filter(|_| len <= max) else {
             return Err(StorageError::RecordTooLarge { len, max });
         };
+        if self.compression == Compression::Lz4 {
+            let mut compressed = std::mem::take(&mut self.compressed);
+            let is_shorter = compress(bytes, short, &mut compressed);
+            let mut put = Ok(false);
+            if is_shorter {
+                put = self.put_chunk(kind, LZ4, &compressed).map(|()| true);
+            }
+            self.compressed = compressed;
+            if put? {
+                return Ok(());
+            }
+        }
+        self.put_chunk(kind, PLAIN, bytes)
+    }
+
+    fn put_chunk(&mut self, kind: u32, encoding: u32, stored: &[u8]) -> Result<(), StorageError> {
+        let len = u32::try_from(stored.len()).expect("a chunk is bounded far below 4 GiB");
         self.index.push(RawChunk {
             kind: U32::new(kind),
-            bytes: U32::new(short),
-            checksum: U32::new(crc32c::crc32c(bytes)),
-            encoding: U32::ZERO,
+            bytes: U32::new(len),
+            checksum: U32::new(crc32c::crc32c(stored)),
+            encoding: U32::new(encoding),
         });
-        self.put(bytes)
+        self.put(stored)
     }
 
     /// Ends the snapshot: makes it durable, gives it its name, reads it back and checks it.
@@ -289,6 +337,37 @@ impl<F: SnapshotFiles> Drop for SnapshotWriter<F> {
     }
 }
 
+/// Compresses `bytes`, whose length is `len`; false when that does not make them shorter.
+fn compress(bytes: &[u8], len: u32, out: &mut Vec<u8>) -> bool {
+    let most = LZ4_PREFIX + lz4_flex::block::get_maximum_output_size(bytes.len());
+    if out.len() < most {
+        out.resize(most, 0);
+    }
+    let (prefix, block) = out.split_at_mut(LZ4_PREFIX);
+    prefix.copy_from_slice(&len.to_be_bytes());
+    match lz4_flex::block::compress_into(bytes, block) {
+        Ok(stored) if LZ4_PREFIX + stored < bytes.len() => {
+            out.truncate(LZ4_PREFIX + stored);
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Decompresses what [`compress`] made. The length that it names is held against what a block can become before
+/// anything is allocated.
+fn decompress(stored: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    let (prefix, block) = stored.split_first_chunk::<LZ4_PREFIX>()?;
+    let len = u32::from_be_bytes(*prefix);
+    let most = (block.len() as u64).saturating_mul(LZ4_RATIO_MAX);
+    let len = usize::try_from(len)
+        .ok()
+        .filter(|len| *len as u64 <= most && *len <= CHUNK_BYTES_MAX)?;
+    out.resize(len, 0);
+    let decoded = lz4_flex::block::decompress_into(block, out).ok()?;
+    (decoded == len).then_some(())
+}
+
 /// Keeps work below a rate by sleeping.
 #[derive(Debug)]
 struct Pace {
@@ -324,10 +403,11 @@ impl Pace {
 pub struct Chunk {
     /// What the writer called it.
     pub kind: u32,
-    /// Its length in bytes.
+    /// Its length in the file in bytes.
     pub bytes: usize,
     offset: u64,
     checksum: u32,
+    is_compressed: bool,
 }
 
 /// An open snapshot. Chunks may be read by several threads at a time.
@@ -439,8 +519,19 @@ impl<R: ReadFile> SnapshotReader<R> {
         &self.chunks
     }
 
-    /// Reads a chunk into `bytes` (replacing what is there) and checks it.
+    /// Reads a chunk into `bytes` (replacing what is there), checks it and decompresses it if it is compressed.
     pub fn read_chunk(&self, chunk: &Chunk, bytes: &mut Vec<u8>) -> Result<(), StorageError> {
+        if !chunk.is_compressed {
+            return self.read_stored(chunk, bytes);
+        }
+        let mut stored = Vec::new();
+        self.read_stored(chunk, &mut stored)?;
+        let what = "a compressed chunk cannot be decompressed";
+        decompress(&stored, bytes).ok_or_else(|| damaged(&self.path, chunk.offset, what))
+    }
+
+    /// Reads and checks what is stored of a chunk.
+    fn read_stored(&self, chunk: &Chunk, bytes: &mut Vec<u8>) -> Result<(), StorageError> {
         // The length was held against the file's when the snapshot was opened.
         bytes.resize(chunk.bytes, 0);
         self.file
@@ -541,14 +632,16 @@ impl<R: ReadFile> Parts<'_, R> {
         for chunk in raw {
             let bytes = usize::try_from(chunk.bytes.get()).map_err(|_| bad())?;
             let checksum = chunk.checksum.get();
+            let encoding = chunk.encoding.get();
             chunks.push(Chunk {
                 kind: chunk.kind.get(),
                 bytes,
                 offset: at,
                 checksum,
+                is_compressed: encoding == LZ4,
             });
             at += u64::from(chunk.bytes.get());
-            if chunk.encoding.get() != 0 || at > offset || bytes > CHUNK_BYTES_MAX {
+            if !matches!(encoding, PLAIN | LZ4) || at > offset || bytes > CHUNK_BYTES_MAX {
                 return Err(bad());
             }
         }
@@ -561,7 +654,12 @@ mod tests {
     use super::*;
 
     fn write(dir: &Path, chunks: &[(u32, Vec<u8>)]) -> SnapshotInfo {
-        let mut writer = SnapshotWriter::create(dir, Zxid(9), None).expect("create");
+        write_by(Compression::None, dir, chunks)
+    }
+
+    fn write_by(compression: Compression, dir: &Path, chunks: &[(u32, Vec<u8>)]) -> SnapshotInfo {
+        let writer = SnapshotWriter::create(dir, Zxid(9), None).expect("create");
+        let mut writer = writer.compressed_by(compression);
         for (kind, bytes) in chunks {
             writer.push_chunk(*kind, bytes).expect("push a chunk");
         }
@@ -602,6 +700,50 @@ mod tests {
     }
 
     #[test]
+    fn compressed_round_trip() {
+        let dir = tempfile::tempdir().expect("make a directory");
+        let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut noise = Vec::new();
+        for _ in 0..200 {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            noise.extend_from_slice(&state.to_be_bytes());
+        }
+        let chunks = vec![
+            (1, vec![7; 3 << 20]),
+            (2, Vec::new()),
+            (3, b"abcabcabcabcabcabcabcabcabc".repeat(9)),
+            (4, noise),
+        ];
+        let plain = write(dir.path(), &chunks);
+        let info = write_by(Compression::Lz4, dir.path(), &chunks);
+        assert!(info.bytes < plain.bytes / 10, "{}", info.bytes);
+        assert_eq!(read(dir.path(), info).expect("read"), chunks);
+        let reader = SnapshotReader::open(dir.path(), info).expect("open");
+        let compressed = reader.chunks().iter().map(|chunk| chunk.is_compressed);
+        assert_eq!(compressed.collect::<Vec<_>>(), [true, false, true, false]);
+    }
+
+    #[test]
+    fn no_block_makes_it_allocate_more_than_it_can_hold() {
+        let mut out = Vec::new();
+        let mut stored = Vec::new();
+        assert!(compress(&[9; 4000], 4000, &mut stored));
+        assert!(decompress(&stored, &mut out).is_some() && out == [9; 4000]);
+        for len in [0, 3999, 4001, 1 << 29, u32::MAX] {
+            let mut bad = stored.clone();
+            bad[..4].copy_from_slice(&u32::to_be_bytes(len));
+            out = Vec::new();
+            assert_eq!(decompress(&bad, &mut out), None, "{len}");
+            assert!(out.capacity() <= bad.len() * 255, "{len}");
+        }
+        for len in 0..stored.len() {
+            assert_eq!(decompress(&stored[..len], &mut out), None, "cut at {len}");
+        }
+    }
+
+    #[test]
     fn an_unfinished_one_leaves_nothing() {
         let dir = tempfile::tempdir().expect("make a directory");
         let mut writer = SnapshotWriter::create(dir.path(), Zxid(9), None).expect("create");
@@ -613,7 +755,11 @@ mod tests {
     #[test]
     fn every_flipped_byte_and_every_cut_is_noticed() {
         let dir = tempfile::tempdir().expect("make a directory");
-        let info = write(dir.path(), &[(1, vec![3; 70]), (2, vec![4; 5])]);
+        let info = write_by(
+            Compression::Lz4,
+            dir.path(),
+            &[(1, vec![3; 70]), (2, vec![4; 5])],
+        );
         let path = snapshot_path(dir.path(), info.zxid);
         let good = std::fs::read(&path).expect("read the file");
         for at in 0..good.len() {
