@@ -462,7 +462,7 @@ pub(crate) const KEYS: &[Key] = &[
         "standaloneEnabled",
         Owner::File,
         "true",
-        "A single server in the list is a standalone server; `false` needs an ensemble and is refused with it",
+        "A single server in the list is a standalone server; with `false` it is an ensemble of one",
         |draft, value| {
             draft.standalone_enabled = value;
             draft.config.ensemble.standalone = value;
