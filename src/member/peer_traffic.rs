@@ -55,12 +55,9 @@ struct Installing {
 enum InstallState {
     /// It is coming in.
     Reading(Box<ImageReader>),
-    /// All of it is here, and becomes what a restart would find.
-    Keeping {
-        tree: Box<Tree>,
-        /// What came behind it on the link.
-        rest: Bytes,
-    },
+    /// All of it is here, and becomes what a restart would find. `rest` came behind it, and is a packet's
+    /// beginning.
+    Keeping { tree: Box<Tree>, rest: Bytes },
 }
 
 impl PeerTraffic {
@@ -391,8 +388,10 @@ impl<D: Disk> Core<D> {
         match mem::take(reader.as_mut()).finish(installing.zxid) {
             Ok((Restored { tree, .. }, rest)) => {
                 tracing::info!(zxid = %tree.zxid(), znodes = tree.node_count(), "snapshot received");
-                let kept = Box::new(tree.clone());
-                installing.state = InstallState::Keeping { tree: kept, rest };
+                installing.state = InstallState::Keeping {
+                    tree: Box::new(tree.clone()),
+                    rest,
+                };
                 self.errands.push_back(Errand::KeepSnapshot(tree));
             }
             Err(error) => self.refuse_image(link, &error),
@@ -426,17 +425,22 @@ impl<D: Disk> Core<D> {
         let Some(installing) = self.traffic.installing.take() else {
             return;
         };
-        let (link, generation) = (installing.link, installing.generation);
+        let Installing {
+            link,
+            zxid,
+            generation,
+            ..
+        } = installing;
         if let InstallState::Keeping { tree, rest } = installing.state {
+            // Packets are read from here on: while the log is replaced none of them could be taken.
+            self.send_command(PeerCommand::EndStream { link, rest });
             self.head = *tree;
             self.show_configuration();
             self.unpublished = true;
             self.tail.clear();
-            self.recent.restart(installing.zxid);
-            self.committed = installing.zxid;
+            self.recent.restart(zxid);
+            self.committed = zxid;
             self.learning.began_with_snapshot();
-            // Packets follow only now: until here Zab expects none.
-            self.send_command(PeerCommand::EndStream { link, rest });
         }
         self.input(Input::SnapshotInstalled { generation });
     }

@@ -235,7 +235,12 @@ impl Learner {
             Ok(false) => Err(unexpected),
             Err(violation) => Err(violation),
         };
-        self.lost |= result.is_err();
+        if result.is_err() {
+            self.link = None;
+            outputs.push(Output::Close { link });
+            // Until storage has answered it is not known what the log is.
+            self.lost |= !matches!(self.phase, Phase::Installing { .. });
+        }
         result
     }
 

@@ -725,4 +725,30 @@ mod tests {
         assert_eq!(result, Err(Violation::StaleEpoch { epoch, accepted }));
         assert!(outputs.contains(&Output::Close { link }));
     }
+
+    #[test]
+    fn a_leader_is_not_left_while_its_snapshot_is_installed() {
+        let ensemble = Ensemble::majority([1, 2, 3].map(ServerId), []).unwrap();
+        let config = Config::member(ServerId(1), ensemble, crate::timer::Timing::default());
+        let mut replica = Replica::new(config, Recovered::default());
+        step(&mut replica, Input::Tick);
+        promise(&mut replica, 1, 5).unwrap();
+        let link = LinkId(1);
+        let message = Message::Snap { zxid: zxid(4, 7) };
+        let outputs = step(&mut replica, Input::Received { link, message });
+        let Some(Output::InstallSnapshot { generation, .. }) = outputs.first() else {
+            panic!("{outputs:?}");
+        };
+        let generation = *generation;
+        // Packets come behind the snapshot only when it is installed; this one breaks the protocol.
+        let message = Message::UpToDate;
+        let mut outputs = Vec::new();
+        let result = replica.step(Input::Received { link, message }, &mut outputs);
+        assert!(result.is_err());
+        assert_eq!(outputs, [Output::Close { link }]);
+        // No other snapshot and no proposal can come before storage has answered.
+        assert_eq!(replica.phase_name(), "installing a snapshot");
+        step(&mut replica, Input::SnapshotInstalled { generation });
+        assert_eq!(replica.phase_name(), "electing a leader");
+    }
 }
