@@ -488,7 +488,11 @@ impl<D: Disk> Core<D> {
             self.publish_applied();
         }
         let standing = Standing::of(role, self.alone);
-        tracing::info!(standing = standing.name(), committed = %self.committed,
+        let epoch = match standing {
+            Standing::Leading(epoch) => Some(epoch.0),
+            _ => None,
+        };
+        tracing::info!(standing = standing.name(), leads_epoch = epoch, committed = %self.committed,
             "{}", if standing.is_serving() { "serving" } else { "looking for a leader" });
         if had_led {
             // What of it is in the log waits there for the next leader to settle.

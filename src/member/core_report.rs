@@ -7,6 +7,7 @@ use ringkeeper_config::LoggedSince;
 use ringkeeper_proto::{SessionId, Zxid};
 use ringkeeper_storage::Disk;
 use ringkeeper_tree::QuotaWarning;
+use ringkeeper_zab::Message;
 
 use crate::core::Core;
 use crate::standing::Standing;
@@ -61,11 +62,36 @@ pub struct CoreStats {
     pub last_snapshot_ms: u64,
     /// Transactions after which the tree's digest was not that of the leader.
     pub digest_mismatches: u64,
+    /// How learners were brought in line by this server as their leader.
+    pub(crate) synchronized: Synchronizations,
+    /// How this server was, as a learner.
+    pub(crate) was_synchronized: Synchronizations,
     pub(crate) throttled: u64,
     pub(crate) refused: u64,
     transactions: u64,
     digests: VecDeque<(Zxid, u64)>,
     quota_warned_ms: Option<u64>,
+}
+
+/// How often a learner was sent what it lacked, told to cut its log, or sent the whole tree.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Synchronizations {
+    diff: u64,
+    trunc: u64,
+    snap: u64,
+}
+
+impl Synchronizations {
+    /// Counts a packet if it begins a synchronization.
+    pub(crate) const fn count<P>(&mut self, message: &Message<P>) -> bool {
+        match message {
+            Message::Diff { .. } => self.diff += 1,
+            Message::Trunc { .. } => self.trunc += 1,
+            Message::Snap { .. } => self.snap += 1,
+            _ => return false,
+        }
+        true
+    }
 }
 
 impl CoreStats {
@@ -134,6 +160,17 @@ impl<D: Disk> Core<D> {
                 Metric::Integer(stats.digest_mismatches),
             ),
         ];
+        if !self.alone {
+            let (sent, taken) = (stats.synchronized, stats.was_synchronized);
+            metrics.extend([
+                ("diff_count", Metric::Integer(sent.diff)),
+                ("trunc_count", Metric::Integer(sent.trunc)),
+                ("snap_count", Metric::Integer(sent.snap)),
+                ("diff_received_count", Metric::Integer(taken.diff)),
+                ("trunc_received_count", Metric::Integer(taken.trunc)),
+                ("snap_received_count", Metric::Integer(taken.snap)),
+            ]);
+        }
         if matches!(self.standing, Standing::Leading(_)) {
             let learners = self.zab.learners();
             let count = |observer: bool, synced: Option<bool>| {

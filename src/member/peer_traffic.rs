@@ -128,6 +128,13 @@ impl<D: Disk> Core<D> {
             touched.for_each(|touch| self.sessions.touch(touch.session, now_ms));
         }
         let message = packet.message;
+        if self.stats.was_synchronized.count(&message) {
+            tracing::info!(
+                leader = self.peer_at(link),
+                by = message.name(),
+                "being synchronized"
+            );
+        }
         self.input(Input::Received { link, message });
     }
 
@@ -150,7 +157,15 @@ impl<D: Disk> Core<D> {
     }
 
     pub(crate) fn send(&mut self, link: LinkId, packet: Packet) {
+        if self.stats.synchronized.count(&packet.message) {
+            let by = packet.message.name();
+            tracing::info!(learner = self.peer_at(link), by, "synchronizing");
+        }
         self.send_command(PeerCommand::Send { link, packet });
+    }
+
+    fn peer_at(&self, link: LinkId) -> Option<u64> {
+        self.zab.peer_at(link).map(|id| id.0)
     }
 
     fn send_command(&mut self, command: PeerCommand) {
@@ -327,7 +342,6 @@ impl<D: Disk> Core<D> {
             false => self.tree_at(through),
         };
         let zxid = tree.zxid().min(through);
-        tracing::info!(link = link.0, %zxid, "sending a snapshot");
         self.send(link, Message::Snap { zxid }.into());
         self.traffic.sending.insert(link, zxid);
         self.errands.push_back(Errand::SendTree { link, tree });

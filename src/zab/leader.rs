@@ -857,6 +857,10 @@ impl<P: Clone> Leader<P> {
         learners.map(|it| (it.id, it.observer, it.stage == Stage::Synced))
     }
 
+    pub(crate) fn learner_at(&self, link: LinkId) -> Option<ServerId> {
+        self.learners.get(&link).map(|learner| learner.id)
+    }
+
     pub(crate) fn has_learner(&self, link: LinkId) -> bool {
         self.learners.contains_key(&link)
     }

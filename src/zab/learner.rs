@@ -591,6 +591,10 @@ impl Learner {
         }
     }
 
+    pub(crate) const fn leader(&self) -> ServerId {
+        self.leader
+    }
+
     pub(crate) const fn link(&self) -> Option<LinkId> {
         self.link
     }

@@ -409,6 +409,15 @@ impl<P: Clone> Replica<P> {
         }
     }
 
+    /// Who is at the other end of a link, once it has said so.
+    pub fn peer_at(&self, link: LinkId) -> Option<ServerId> {
+        match &self.phase {
+            Phase::Leading(leader) => leader.learner_at(link),
+            Phase::Learning(learner) => (learner.link() == Some(link)).then_some(learner.leader()),
+            _ => None,
+        }
+    }
+
     /// As leader: the learners, each with whether it only observes and whether it is synchronized.
     pub fn learners(&self) -> Vec<(ServerId, bool, bool)> {
         match &self.phase {
