@@ -9,6 +9,7 @@
 //! torn down its rings (seconds, on a busy machine); binding therefore tries for `BIND_RETRY`.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::net::{Shutdown, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use crate::connection::{Connection, ConnectionLimits};
 use crate::executor::{reactor_turn, sleep};
 use crate::port_owner;
-use crate::socket::acceptable;
+use crate::readiness::Watched;
 
 /// How long binding waits for a predecessor that was killed and that the kernel is still taking down.
 const BIND_RETRY: Duration = Duration::from_secs(60);
@@ -182,7 +183,7 @@ impl BoundSocket {
         socket.set_reuse_address(true)?;
         Ok(Listener {
             inner: Rc::new(Inner {
-                socket,
+                socket: Watched::new(socket)?,
                 addr: self.addr,
                 is_closed: Cell::new(false),
             }),
@@ -195,7 +196,7 @@ impl BoundSocket {
 
 #[derive(Debug)]
 struct Inner {
-    socket: Socket,
+    socket: Watched,
     addr: SocketAddr,
     is_closed: Cell<bool>,
 }
@@ -227,7 +228,12 @@ impl Listener {
     /// Waits for a connection. `None` once the listener is closed. When the system is short of
     /// descriptors or memory, clients wait in the backlog until it is not. May be cancelled.
     pub async fn accept(&mut self) -> Option<Connection> {
-        self.accept_detached().await.map(Accepted::attach)
+        loop {
+            match self.accept_detached().await?.attach() {
+                Ok(connection) => return Some(connection),
+                Err(error) => self.report(&error),
+            }
+        }
     }
 
     /// As [`Self::accept`], for a connection that may be served on another executor.
@@ -240,7 +246,7 @@ impl Listener {
             if self.inner.is_closed.get() {
                 return None;
             }
-            match self.inner.socket.accept() {
+            match self.inner.socket.socket().accept() {
                 Ok((socket, peer)) => {
                     self.burst += 1;
                     if let Some(peer) = peer.as_socket() {
@@ -257,15 +263,10 @@ impl Listener {
     }
 
     async fn wait_after(&mut self, error: io::Error) {
-        let error = if error.kind() == io::ErrorKind::WouldBlock {
+        if error.kind() == io::ErrorKind::WouldBlock {
             self.burst = 0;
-            match acceptable(&self.inner.socket).await {
-                Ok(()) => return,
-                Err(error) => error,
-            }
-        } else {
-            error
-        };
+            return poll_fn(|cx| self.inner.socket.poll_readable(cx)).await;
+        }
         match error.raw_os_error() {
             // The client has gone again, or the like: the next may be there.
             Some(
@@ -324,7 +325,10 @@ pub struct Accepted {
 
 impl Accepted {
     /// The connection, on the current executor from now on.
-    pub fn attach(self) -> Connection {
+    ///
+    /// # Errors
+    /// See [`Connection::new`].
+    pub fn attach(self) -> io::Result<Connection> {
         Connection::new(self.socket, self.peer, self.limits)
     }
 }
@@ -346,9 +350,9 @@ impl ListenerCloser {
 impl Inner {
     fn close(&self) {
         if !self.is_closed.replace(true) {
-            // Closing the descriptor would not do: a poll request on the ring still refers to it.
-            // It fails only where it does not listen, which is what is wanted.
-            let _ = self.socket.shutdown(Shutdown::Both);
+            // Wakes who waits to accept, too. It fails only where it does not listen, which is what is
+            // wanted.
+            let _ = self.socket.socket().shutdown(Shutdown::Both);
         }
     }
 }

@@ -61,7 +61,7 @@ pub async fn connect(addr: SocketAddr, options: ConnectOptions) -> io::Result<Co
         Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
         Err(error) => return Err(error),
     }
-    let socket = StreamSocket::new(socket);
+    let socket = StreamSocket::new(socket)?;
     match timeout(options.patience, socket.connected()).await {
         Some(outcome) => outcome?,
         None => return Err(io::ErrorKind::TimedOut.into()),

@@ -94,8 +94,11 @@ enum Phase {
 
 impl Connection {
     /// Takes over a connected socket on the current executor.
-    pub fn new(socket: Socket, peer: SocketAddr, limits: ConnectionLimits) -> Self {
-        Self::over(StreamSocket::new(socket), peer, limits)
+    ///
+    /// # Errors
+    /// When the system's limit of watched descriptors is reached (`fs.epoll.max_user_watches`).
+    pub fn new(socket: Socket, peer: SocketAddr, limits: ConnectionLimits) -> io::Result<Self> {
+        Ok(Self::over(StreamSocket::new(socket)?, peer, limits))
     }
 
     pub(crate) fn over(socket: StreamSocket, peer: SocketAddr, limits: ConnectionLimits) -> Self {
@@ -153,7 +156,7 @@ impl ReadHalf {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn poll_recv(&mut self, cx: &Context<'_>) -> Poll<io::Result<usize>> {
         with_chunk(|chunk| {
             loop {
                 let received = ready!(self.shared.socket.poll_recv(cx, chunk.room()))?;
@@ -389,7 +392,7 @@ impl Shared {
     }
 
     /// Sends until nothing is pending.
-    fn poll_write_pending(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_write_pending(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let mut output = self.output.borrow_mut();
             if output.phase == Phase::Closed || output.pending.is_empty() {
@@ -407,7 +410,7 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // The descriptor is closed with the next turn of the reactor, see `StreamSocket::shutdown`.
+        // Who holds a duplicate of the descriptor does not keep the connection open.
         self.socket.shutdown(Shutdown::Both);
     }
 }

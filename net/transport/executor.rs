@@ -10,6 +10,7 @@
 //! - a [`pulse`] on every executor, since a pending timer always wakes the reactor.
 
 use std::future::{Future, poll_fn};
+use std::os::fd::OwnedFd;
 use std::panic::resume_unwind;
 use std::pin::{Pin, pin};
 use std::sync::mpsc;
@@ -21,6 +22,7 @@ use glommio::timer::Timer;
 use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
 
 use crate::pulse::{self, PulseSpec};
+use crate::readiness;
 
 /// The least ring depth: the throughput timer fires after this many completions between two turns
 /// of the reactor, and is one of the things that trigger the flaw.
@@ -102,13 +104,14 @@ where
         name: spec.name.clone(),
         reason,
     };
+    let epoll = readiness::descriptor().map_err(|error| failed(error.to_string()))?;
     let inner = spec
         .builder()
         .spawn(move || async move {
             // Nobody waits for it any more when the spawning thread has gone: no reason not to run.
             let _ = started.send(());
             drop(started);
-            with_pulse(pulse, main()).await
+            with_pulse(pulse, epoll, main()).await
         })
         .map_err(|error| failed(error.to_string()))?;
     if wait_started.recv().is_err() {
@@ -130,18 +133,25 @@ pub fn run_executor<F>(spec: &ExecutorSpec, main: F) -> Result<F::Output, Execut
 where
     F: Future + 'static,
 {
-    let executor = spec.builder().make().map_err(|error| ExecutorError {
+    let failed = |reason: String| ExecutorError {
         name: spec.name.clone(),
-        reason: error.to_string(),
-    })?;
+        reason,
+    };
+    let epoll = readiness::descriptor().map_err(|error| failed(error.to_string()))?;
+    let made = spec.builder().make();
+    let executor = made.map_err(|error| failed(error.to_string()))?;
     let pulse = spec.pulse;
-    Ok(executor.run(async move { with_pulse(pulse, main).await }))
+    Ok(executor.run(async move { with_pulse(pulse, epoll, main).await }))
 }
 
-async fn with_pulse<F: Future>(spec: PulseSpec, main: F) -> F::Output {
+/// Runs `main` with the pulse and the sockets' readiness beside it.
+async fn with_pulse<F: Future>(spec: PulseSpec, epoll: OwnedFd, main: F) -> F::Output {
     let pulse = pulse::start(spec);
     let beat = spawn_local(pulse::beat(pulse.clone()));
+    let ready = spawn_local(readiness::drive(readiness::start(epoll)));
     let output = main.await;
+    readiness::stop();
+    ready.cancel().await;
     pulse::stop(&pulse);
     beat.cancel().await;
     output

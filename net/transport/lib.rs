@@ -26,6 +26,7 @@ pub mod resolve;
 
 mod chunk;
 mod port_owner;
+mod readiness;
 mod socket;
 mod thread_clock;
 mod wake;

@@ -1,64 +1,68 @@
-//! The one place where descriptors are handed to glommio, which takes them only as raw numbers.
+//! Sockets on their executor, and the one place where a descriptor is handed to glommio, which takes
+//! them only as raw numbers.
 #![expect(
     unsafe_code,
-    reason = "glommio takes descriptors over only by FromRawFd, and lends none back as BorrowedFd"
+    reason = "glommio takes descriptors over only by FromRawFd"
 )]
 
-use std::cell::RefCell;
 use std::future::poll_fn;
+use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::{fmt, io};
 
-use futures_util::{AsyncRead, AsyncWrite};
+use futures_util::AsyncRead;
 use glommio::net::TcpStream;
+use rustix::net::RecvFlags;
 use socket2::{SockRef, Socket};
+
+use crate::readiness::Watched;
 
 /// A connected TCP socket on the current executor.
 ///
-/// glommio's stream asks the kernel for readability (a poll request on the ring) when it is made and
-/// after each read that emptied the socket, and does a plain non-blocking `recv` when that has come.
-/// So a wait needs no buffer, and writability can be awaited at the same time.
-pub(crate) struct StreamSocket {
-    stream: RefCell<TcpStream>,
-    fd: RawFd,
-}
+/// A wait needs no buffer: the socket is told to be readable, and then there is a plain non-blocking
+/// `recv`. Writability can be awaited at the same time.
+#[derive(Debug)]
+pub(crate) struct StreamSocket(Watched);
 
 impl StreamSocket {
     /// Takes the socket over.
-    pub(crate) fn new(socket: Socket) -> Self {
-        let stream = adopt(socket.into());
-        let fd = stream.as_raw_fd();
-        Self {
-            stream: RefCell::new(stream),
-            fd,
-        }
+    ///
+    /// # Errors
+    /// See [`Watched::new`].
+    pub(crate) fn new(socket: Socket) -> io::Result<Self> {
+        Watched::new(socket).map(Self)
     }
 
     /// One `recv` when the socket is readable.
-    pub(crate) fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        room: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, room)
+    pub(crate) fn poll_recv(&self, cx: &Context<'_>, room: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.0.poll_read(cx, room.len(), || {
+            let (count, _) = rustix::net::recv(&self.0, &mut *room, RecvFlags::DONTWAIT)?;
+            Ok(count)
+        })
     }
 
     /// One `send`, now or else when the socket is writable.
-    pub(crate) fn poll_send(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, bytes)
+    pub(crate) fn poll_send(&self, cx: &Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            match self.send_now(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.0.wake_writer(cx);
+                    return Poll::Pending;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => return Poll::Ready(outcome),
+            }
+        }
     }
 
     /// Waits until a connection that was begun is there, or has failed.
     pub(crate) async fn connected(&self) -> io::Result<()> {
-        // Until then a send, though it be of nothing, finds no room; the failure is its error.
-        poll_fn(|cx| self.poll_send(cx, &[])).await?;
-        let socket = SockRef::from(self);
-        match socket.take_error()? {
+        poll_fn(|cx| self.0.poll_begun(cx)).await;
+        match self.0.socket().take_error()? {
             Some(error) => Err(error),
-            None => socket.peer_addr().map(drop),
+            None => self.0.socket().peer_addr().map(drop),
         }
     }
 
@@ -68,8 +72,7 @@ impl StreamSocket {
         SockRef::from(self).send_with_flags(bytes, flags)
     }
 
-    /// Ends one or both directions, at once for the peer and for polls of this socket. (Closing the
-    /// descriptor does neither while a poll request on the ring still refers to the file.)
+    /// Ends one or both directions, at once for the peer and for who waits here.
     pub(crate) fn shutdown(&self, how: Shutdown) {
         // It fails when the peer was faster: then there is nothing to end.
         let _ = SockRef::from(self).shutdown(how);
@@ -78,30 +81,18 @@ impl StreamSocket {
 
 impl AsFd for StreamSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: `self.stream` owns `fd`, lives as long as `self`, and is never replaced.
-        unsafe { BorrowedFd::borrow_raw(self.fd) }
+        self.0.as_fd()
     }
 }
 
-impl fmt::Debug for StreamSocket {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StreamSocket")
-            .field("fd", &self.fd)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Waits until a listening socket has a connection to accept or has failed. A hint: try to accept.
+/// Waits until `fd`, a duplicate which is used up, can be read.
 ///
-/// glommio would submit an accept request to its latency ring, one of the things that make an
-/// executor park with tasks left, and accept one connection per request. A stream over a duplicate of
-/// the descriptor instead makes the poll request that every stream makes, on the main ring.
-pub(crate) async fn acceptable(listener: &Socket) -> io::Result<()> {
-    let mut stream = adopt(OwnedFd::from(listener.try_clone()?));
-    // The read itself fails, for a listening socket is not connected; it is tried once the poll
-    // request has completed, and that is what was waited for.
+/// glommio has no such wait for any descriptor, but each of its streams makes a poll request on the
+/// main ring when it is made, and tries to read when that has completed.
+pub(crate) async fn readable(fd: OwnedFd) {
+    let mut stream = adopt(fd);
+    // What is not a connected socket cannot be read: that the read was tried is what was waited for.
     let _ = poll_fn(|cx| Pin::new(&mut stream).poll_read(cx, &mut [])).await;
-    Ok(())
 }
 
 fn adopt(fd: OwnedFd) -> TcpStream {

@@ -167,9 +167,16 @@ fn hand_over(place: &Rc<Place>, shard: u32, accepted: Accepted) {
 /// Starts the reader of a connection, which is counted as served here already, unless there are too
 /// many connections.
 fn serve(place: &Rc<Place>, accepted: Accepted) {
-    let connection = accepted.attach();
-    let peer = connection.peer_addr();
     let counts = &place.links.counts;
+    let connection = match accepted.attach() {
+        Ok(connection) => connection,
+        Err(error) => {
+            counts.served(place.index);
+            tracing::warn!(%error, "serve a connection");
+            return;
+        }
+    };
+    let peer = connection.peer_addr();
     if let Err(limit) = counts.connected(peer.ip()) {
         counts.served(place.index);
         tracing::warn!(%peer, limit, "too many connections: refused");

@@ -10,9 +10,9 @@ use ringkeeper_transport::{
 
 const CONNECTIONS: usize = 3000;
 
-/// The resident set may grow by this much for each: reader task, both halves, glommio's stream and
-/// its poll request. Measured: see docs/internals/shards.md.
-const BYTES_PER_CONNECTION_MAX: usize = 2048;
+/// The resident set may grow by this much for each: reader task, both halves, what is known of its
+/// readiness. Measured: see docs/internals/shards.md.
+const BYTES_PER_CONNECTION_MAX: usize = 1024;
 
 fn resident_bytes() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -50,7 +50,7 @@ fn an_idle_connection_is_small() {
             }
             tasks.push(spawn_local(serve(listener.accept().await.unwrap())));
         }
-        // Their poll requests go out with the next turns.
+        // What their registration tells is taken with the next turns.
         for _ in 0..10 {
             ringkeeper_transport::reactor_turn().await;
         }
