@@ -268,7 +268,7 @@ impl<D: Disk> Core<D> {
         }
     }
 
-    pub(crate) fn step(&mut self, zxid: Zxid, before: Option<Tree>, answer: Answer) {
+    pub(crate) fn step(&mut self, zxid: Zxid, before: Option<Box<Tree>>, answer: Answer) {
         self.steps.push(Step {
             zxid,
             events_end: self.events.len(),
@@ -291,8 +291,8 @@ impl<D: Disk> Core<D> {
         if self.standing.proposes() && !self.steps.is_empty() {
             self.batches += 1;
             // The next batch is about as large as this one; growing its vectors step by step would copy them.
-            let steps = Vec::with_capacity(self.steps.len());
-            let events = Vec::with_capacity(self.events.len());
+            let steps = Vec::with_capacity(self.steps.len().next_power_of_two());
+            let events = Vec::with_capacity(self.events.len().next_power_of_two());
             let publication = Publication {
                 tree: self.head.clone(),
                 steps: mem::replace(&mut self.steps, steps),

@@ -240,7 +240,7 @@ impl<D: Disk> Core<D> {
                 _
             ))
         );
-        let before = wants_before.then(|| self.head.clone());
+        let before = wants_before.then(|| Box::new(self.head.clone()));
         let applied = self.head.apply(&header, &txn, &mut self.events);
         self.unpublished = true;
         self.stats.applied(header.zxid, self.head.digest());

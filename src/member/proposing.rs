@@ -70,7 +70,7 @@ impl<D: Disk> Core<D> {
         let (state, last_batch) = self.sessions.note_write(session, from, self.batches);
         // Reads that wait behind a write of an earlier batch are answered when that is published.
         let keep_before = keep_before && last_batch == Some(self.batches);
-        let before = keep_before.then(|| self.head.clone());
+        let before = keep_before.then(|| Box::new(self.head.clone()));
         let answer = |outcome| Answer::Write { to, xid, outcome };
         // A sync's place in the order is its meaning: everything before it is committed when it is
         // answered.
@@ -123,7 +123,7 @@ impl<D: Disk> Core<D> {
     fn propose(
         &mut self,
         asked: &Asked<'_>,
-        before: Option<Tree>,
+        before: Option<Box<Tree>>,
         answer: impl FnOnce(Result<WriteReply, ZkError>) -> Answer,
     ) {
         if asked.op == OpCode::Reconfig && !self.alone {
@@ -187,7 +187,7 @@ impl<D: Disk> Core<D> {
     pub(crate) fn record(
         &mut self,
         executed: Executed<'_>,
-        before: Option<Tree>,
+        before: Option<Box<Tree>>,
         answer: impl FnOnce(Result<WriteReply, ZkError>) -> Answer,
     ) {
         let Executed {

@@ -64,8 +64,9 @@ pub struct Step {
     pub zxid: Zxid,
     /// One past its last event in [`Publication::events`].
     pub events_end: usize,
-    /// The state right before this step; kept when reads of the same session wait for it.
-    pub before: Option<Tree>,
+    /// The state right before this step; kept when reads of the same session wait for it. Boxed, for few
+    /// steps have it and it would be two thirds of a step.
+    pub before: Option<Box<Tree>>,
     /// Who is told what.
     pub answer: Answer,
 }

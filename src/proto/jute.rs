@@ -1,6 +1,7 @@
 //! The jute codec: big-endian integers, one-byte booleans, strings and buffers with an `i32` length
 //! (-1 is null), vectors with an `i32` count (-1 is null). Records are their fields, one after another.
 
+use std::cell::OnceCell;
 use std::{fmt, str};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -38,24 +39,25 @@ pub enum DecodeError {
 /// Keeps strings that were malformed, with U+FFFD in place of each malformed sequence, for as long as
 /// what was decoded borrows them. Java reads such bytes so, and takes them for no error. Costs nothing
 /// until there is one.
-pub struct LossyText(Arena<String>);
+#[derive(Default)]
+pub struct LossyText(OnceCell<Arena<String>>);
 
 impl LossyText {
     /// Nothing yet.
-    pub fn new() -> Self {
-        Self(Arena::with_capacity(0))
+    pub const fn new() -> Self {
+        Self(OnceCell::new())
     }
-}
 
-impl Default for LossyText {
-    fn default() -> Self {
-        Self::new()
+    /// Keeps `text`.
+    fn keep(&self, text: String) -> &str {
+        // An arena allocates when it is made, and most requests need none.
+        self.0.get_or_init(|| Arena::with_capacity(1)).alloc(text)
     }
 }
 
 impl fmt::Debug for LossyText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LossyText({})", self.0.len())
+        write!(f, "LossyText({})", self.0.get().map_or(0, Arena::len))
     }
 }
 
@@ -152,7 +154,7 @@ impl<'a> Reader<'a> {
         Ok(
             bytes.map(|bytes| match (str::from_utf8(bytes), self.lossy) {
                 (Ok(text), _) => text,
-                (Err(_), Some(text)) => text.0.alloc(String::from_utf8_lossy(bytes).into_owned()),
+                (Err(_), Some(text)) => text.keep(String::from_utf8_lossy(bytes).into_owned()),
                 (Err(_), None) => NOT_UTF8,
             }),
         )
