@@ -1,0 +1,872 @@
+//! A member: its disk, and while it runs the production core on it, driven as the server drives it.
+//!
+//! A process ends by `kill` (what it handed to the disk is written) or with the power (any of it, sector by
+//! sector, may be lost). Recovery takes its time and can be cut off like everything else.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use ringkeeper_member::{
+    Core, CoreParts, Done, Errand, Loaded, Now, Publication, Sessions, Standing, replay, snapshot,
+    zab_of_member,
+};
+use ringkeeper_peers::PeerEvent;
+use ringkeeper_proto::quorum::SNAPSHOT_END;
+use ringkeeper_proto::{SessionId, WriteJute as _, Zxid};
+use ringkeeper_storage::{
+    Dirs, Opened, Recovered, SimDisk, SnapshotReader, SnapshotWriter, StorageError, Store, TxnLog,
+};
+use ringkeeper_transport::{Chain, Cursor};
+use ringkeeper_tree::Tree;
+use ringkeeper_tree::image::{CHUNK_LEN, ImageEncoder};
+use ringkeeper_tree::session::initialize_next_session;
+use ringkeeper_zab::LinkId;
+
+use crate::check::{Shown, Violation};
+use crate::plan::Plan;
+use crate::shard::Shard;
+use crate::world::{Event, World};
+
+/// After so many milliseconds without a write the log is sealed.
+const SEAL_AFTER_MS: u64 = 20;
+
+/// The virtual wall clock begins here, in milliseconds since 1970.
+const WALL_BEGIN_MS: i64 = 1_700_000_000_000;
+
+/// One member.
+pub(crate) struct Member {
+    number: usize,
+    pub(crate) disk: SimDisk,
+    /// Counts its processes.
+    pub(crate) life: u64,
+    pub(crate) state: State,
+    pub(crate) paused: bool,
+    /// What happened to it while it was paused.
+    pub(crate) deferred: Vec<Event>,
+    /// Whether the end of an operation of its disk is under way.
+    disk_is_busy: bool,
+    pub(crate) disk_slowness: u64,
+    /// How far its wall clock is off, in milliseconds.
+    pub(crate) clock_skew_ms: i64,
+    /// Its disk was wiped, and it has not served since.
+    pub(crate) is_blank: bool,
+    pub(crate) trap: Option<(Trap, u64)>,
+    attempt: u64,
+}
+
+/// What a member does that something else is to happen at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trap {
+    /// It sends a packet of this name.
+    Sends(&'static str),
+    /// It asks for a truncation, an installation or a save.
+    Works,
+}
+
+pub(crate) enum State {
+    Down,
+    /// Its directories are being opened and loaded.
+    Recovering(Rc<RefCell<Option<Result<Recovery, String>>>>),
+    Running(Box<Process>),
+}
+
+/// What was recovered.
+pub(crate) struct Recovery {
+    store: Store<SimDisk>,
+    log: TxnLog<SimDisk>,
+    recovered: Recovered,
+    loaded: Loaded,
+}
+
+/// What the disk has done for the core.
+enum Completion {
+    Written(Result<Zxid, StorageError>),
+    Worked(Result<Done, StorageError>),
+    Registered(Result<(), StorageError>),
+    Ignored(Result<Zxid, StorageError>),
+}
+
+type Completions = Rc<RefCell<VecDeque<Completion>>>;
+
+/// A running process.
+pub(crate) struct Process {
+    pub(crate) core: Core<SimDisk>,
+    store: Store<SimDisk>,
+    pub(crate) cursor: Cursor<Publication>,
+    pub(crate) shard: Shard,
+    completions: Completions,
+    inbox: VecDeque<PeerEvent>,
+    turn_is_due: bool,
+    closed: BTreeSet<LinkId>,
+    sending: BTreeMap<LinkId, VecDeque<Bytes>>,
+    keeping: Option<Tree>,
+    taking: Option<Tree>,
+    /// The last transaction that was compared.
+    compared: Zxid,
+    shown: Zxid,
+    standing: Standing,
+    idle_since_ms: u64,
+    next_tick: u64,
+    mismatches: u64,
+}
+
+impl Member {
+    pub(crate) fn new(number: usize, seed: u64, skew_ms: i64) -> Self {
+        Self {
+            number,
+            disk: SimDisk::new(seed ^ number as u64),
+            life: 0,
+            state: State::Down,
+            paused: false,
+            deferred: Vec::new(),
+            disk_is_busy: false,
+            disk_slowness: 1,
+            clock_skew_ms: skew_ms,
+            is_blank: true,
+            trap: None,
+            attempt: 0,
+        }
+    }
+
+    pub(crate) const fn next_attempt(&mut self) -> u64 {
+        self.attempt += 1;
+        self.attempt
+    }
+
+    pub(crate) const fn is_attempt(&self, attempt: u64) -> bool {
+        self.attempt == attempt
+    }
+
+    pub(crate) fn process(&mut self) -> Option<&mut Process> {
+        match &mut self.state {
+            State::Running(process) => Some(process),
+            State::Down | State::Recovering(_) => None,
+        }
+    }
+
+    pub(crate) fn standing(&self) -> Option<Standing> {
+        match &self.state {
+            State::Running(process) => Some(process.core.standing()),
+            State::Down | State::Recovering(_) => None,
+        }
+    }
+
+    pub(crate) const fn is_down(&self) -> bool {
+        matches!(self.state, State::Down)
+    }
+
+    /// The virtual time of what its wall clock said, in milliseconds.
+    fn time_of(&self, wall_ms: i64) -> u64 {
+        let ms = wall_ms - WALL_BEGIN_MS - self.clock_skew_ms;
+        u64::try_from(ms).unwrap_or(0)
+    }
+
+    fn now(&self, now_us: u64) -> Now {
+        let ms = i64::try_from(now_us / 1000).unwrap_or(i64::MAX);
+        Now {
+            // Anything before the first start is no time at all.
+            monotonic_us: now_us + 1_000_000,
+            wall_ms: WALL_BEGIN_MS + ms + self.clock_skew_ms,
+        }
+    }
+}
+
+impl World {
+    /// Whether a member's ports answer.
+    pub(crate) fn is_up(&self, member: usize) -> bool {
+        matches!(self.members[member].state, State::Running(_))
+    }
+
+    // Life and death.
+
+    /// Starts a member's process: the directories are opened, and what they hold is loaded.
+    pub(crate) fn start(&mut self, number: usize) {
+        let settings = self.plan.settings(number);
+        let options = Plan::log_options(&settings);
+        let member = &mut self.members[number];
+        if !member.is_down() {
+            return;
+        }
+        member.life += 1;
+        member.paused = false;
+        member.disk_is_busy = false;
+        let disk = member.disk.clone();
+        let slot = Rc::new(RefCell::new(None));
+        member.state = State::Recovering(Rc::clone(&slot));
+        let task = {
+            let disk = disk.clone();
+            async move {
+                let recovery = recover(&disk, options).await;
+                *slot.borrow_mut() = Some(recovery);
+            }
+        };
+        disk.spawn(task);
+        self.trace.note(self.now, number, "start", 0, 0);
+        self.go_on(number);
+    }
+
+    fn recovered(&mut self, number: usize, recovery: Recovery) -> Result<(), Violation> {
+        let Recovery {
+            store,
+            log,
+            recovered,
+            loaded,
+        } = recovery;
+        let settings = self.plan.settings(number);
+        let config = settings.config.peers.clone().expect("it is a member");
+        let tick_ms = self.plan.core_tick_ms;
+        let zab = zab_of_member(&settings, &config, &recovered, &loaded, false, tick_ms);
+        let zab = zab.expect("the server lines are an ensemble");
+        let (tail, tree) = (loaded.tail, loaded.tree);
+        self.trace.note(
+            self.now,
+            number,
+            "recovered",
+            tree.zxid().0,
+            tail.len() as u64,
+        );
+        let member = &mut self.members[number];
+        let now = member.now(self.now);
+        let shown = tree.zxid();
+        let digest = tree.digest();
+        let mut chain = Chain::new();
+        let cursor = chain.cursor();
+        let started_ms = u64::try_from(now.wall_ms).unwrap_or(0);
+        let first = initialize_next_session(number as u64, started_ms);
+        let core = Core::new(CoreParts {
+            sessions: Sessions::new(self.plan.tick_ms, first),
+            settings,
+            zab,
+            alone: false,
+            store: store.clone(),
+            log,
+            tree: tree.clone(),
+            tail,
+            chain,
+            now,
+        });
+        member.disk.spawn(core.log().maintenance());
+        let process = Process {
+            core,
+            store,
+            cursor,
+            shard: Shard::new(tree),
+            completions: Rc::default(),
+            inbox: VecDeque::new(),
+            turn_is_due: false,
+            closed: BTreeSet::new(),
+            sending: BTreeMap::new(),
+            keeping: None,
+            taking: None,
+            compared: shown,
+            shown,
+            standing: Standing::Looking,
+            idle_since_ms: now.monotonic_ms(),
+            next_tick: self.now,
+            mismatches: 0,
+        };
+        member.state = State::Running(Box::new(process));
+        let shown = Shown {
+            zxid: shown,
+            digest,
+            serves: false,
+        };
+        self.checks.shows(number, shown)?;
+        self.links_of_born(number);
+        let life = self.members[number].life;
+        self.schedule(
+            self.now,
+            Event::Tick {
+                member: number,
+                life,
+            },
+        );
+        self.after_turn(number)
+    }
+
+    /// Ends a member's process. Of what the disk had not finished, `kept` in a thousand sectors are there
+    /// afterwards.
+    pub(crate) fn stop(&mut self, number: usize, kept: u64) {
+        let member = &mut self.members[number];
+        if member.is_down() {
+            return;
+        }
+        let unflushed = member.disk.unflushed();
+        self.trace
+            .note(self.now, number, "stop", kept, unflushed as u64);
+        if unflushed > 0 && kept < 1000 {
+            self.counts.add("unflushed sectors at a power cut");
+        }
+        let random = &mut self.sectors;
+        let after = member.disk.after_power_cut(|_| random.chance(kept));
+        member.disk.kill_tasks();
+        member.state = State::Down;
+        member.disk = after;
+        member.life += 1;
+        member.paused = false;
+        member.trap = None;
+        member.deferred.clear();
+        self.checks.role_changed(number);
+        self.links_of_dead(number);
+        self.clients_of_dead(number);
+    }
+
+    /// A new disk in the place of the old one.
+    pub(crate) fn wipe(&mut self, number: usize) {
+        let seed = self.sectors.next();
+        let member = &mut self.members[number];
+        assert!(member.is_down(), "a disk is changed when nobody uses it");
+        member.disk = SimDisk::new(seed);
+        member.is_blank = true;
+        self.trace.note(self.now, number, "wipe", 0, 0);
+    }
+
+    // The disk.
+
+    /// Lets a member's tasks go on, and sees to it that its disk does too.
+    fn go_on(&mut self, number: usize) {
+        let member = &mut self.members[number];
+        member.disk.settle();
+        if member.disk.in_flight() > 0 && !member.disk_is_busy {
+            member.disk_is_busy = true;
+            let delay = self.disks.around(self.plan.disk_delay) * member.disk_slowness;
+            let life = member.life;
+            let event = Event::DiskDone {
+                member: number,
+                life,
+            };
+            self.schedule(self.now + delay, event);
+        }
+    }
+
+    pub(crate) fn disk_done(&mut self, number: usize) -> Result<(), Violation> {
+        let member = &mut self.members[number];
+        member.disk_is_busy = false;
+        member.disk.advance_to(Duration::from_micros(self.now));
+        let in_flight = member.disk.in_flight();
+        if in_flight > 0 {
+            // A disk with several to do does any of them.
+            let pick = match self.disks.chance(300) {
+                true => self.disks.index(in_flight),
+                false => 0,
+            };
+            member.disk.finish_one(pick);
+        }
+        self.go_on(number);
+        let recovery = match &self.members[number].state {
+            State::Recovering(slot) => slot.borrow_mut().take(),
+            State::Down | State::Running(_) => None,
+        };
+        match recovery {
+            Some(Ok(recovery)) => return self.recovered(number, recovery),
+            Some(Err(error)) => return Err(format!("member {number} cannot start: {error}")),
+            None => {}
+        }
+        self.after_turn(number)
+    }
+
+    // Turns.
+
+    /// Something has happened on a member's links.
+    pub(crate) fn tell(&mut self, number: usize, event: PeerEvent) {
+        let now = self.now;
+        let member = &mut self.members[number];
+        let life = member.life;
+        let Some(process) = member.process() else {
+            return;
+        };
+        process.inbox.push_back(event);
+        if !std::mem::replace(&mut process.turn_is_due, true) {
+            let event = Event::Turn {
+                member: number,
+                life,
+            };
+            self.schedule(now, event);
+        }
+    }
+
+    pub(crate) fn turn(&mut self, number: usize) -> Result<(), Violation> {
+        let member = &mut self.members[number];
+        let now = member.now(self.now);
+        let Some(process) = member.process() else {
+            return Ok(());
+        };
+        process.turn_is_due = false;
+        process.core.start_turn(now);
+        while let Some(event) = process.inbox.pop_front() {
+            let link = match &event {
+                PeerEvent::Received { link, .. }
+                | PeerEvent::StreamBytes { link, .. }
+                | PeerEvent::Writable { link }
+                | PeerEvent::Disconnected { link } => Some(*link),
+                _ => None,
+            };
+            // What a link said before it was closed concerns nobody any more.
+            if link.is_none_or(|link| !process.closed.contains(&link)) {
+                process.core.hear_peer(event);
+                for command in process.core.commands().collect::<Vec<_>>() {
+                    if let ringkeeper_peers::PeerCommand::Close { link } = command {
+                        process.closed.insert(link);
+                    }
+                    process.shard.commands.push(command);
+                }
+            }
+        }
+        self.after_turn(number)
+    }
+
+    pub(crate) fn tick(&mut self, number: usize) -> Result<(), Violation> {
+        let tick = self.plan.core_tick_ms * 1000;
+        let now_us = self.now;
+        let snapshot_txns = self.plan.snapshot_txns;
+        let member = &mut self.members[number];
+        let life = member.life;
+        let now = member.now(now_us);
+        member.disk.advance_to(Duration::from_micros(now_us));
+        let Some(process) = member.process() else {
+            return Ok(());
+        };
+        process.core.start_turn(now);
+        // As the server does: a process that was stopped has not been waiting for its peers.
+        process.next_tick = process.next_tick.max(now_us.saturating_sub(3 * tick));
+        while process.next_tick <= now_us {
+            process.core.tick();
+            process.next_tick += tick;
+        }
+        let next_tick = process.next_tick;
+        let due = process.core.next_expiry_ms();
+        if due.is_some_and(|due_ms| due_ms <= now.monotonic_ms()) {
+            let before = process.core.zab().last_logged();
+            process.core.expire_sessions();
+            let after = process.core.zab().last_logged();
+            if after > before {
+                self.checks.expiring(number, (before, after), now_us / 1000);
+            }
+        }
+        let Some(process) = self.members[number].process() else {
+            return Ok(());
+        };
+        if !process.core.is_idle() || !process.core.log().needs_seal() {
+            process.idle_since_ms = now.monotonic_ms();
+        } else if now.monotonic_ms() - process.idle_since_ms >= SEAL_AFTER_MS {
+            let (seal, completions) = (process.core.seal_log(), Rc::clone(&process.completions));
+            let disk = self.members[number].disk.clone();
+            disk.spawn(async move {
+                let sealed = seal.await;
+                completions
+                    .borrow_mut()
+                    .push_back(Completion::Ignored(sealed));
+            });
+        }
+        let event = Event::Tick {
+            member: number,
+            life,
+        };
+        self.schedule(next_tick, event);
+        self.take_snapshot_if_due(number, snapshot_txns);
+        self.after_turn(number)
+    }
+
+    fn take_snapshot_if_due(&mut self, number: usize, txns: u64) {
+        let member = &mut self.members[number];
+        let life = member.life;
+        let Some(process) = member.process() else {
+            return;
+        };
+        let stats = process.core.stats_mut();
+        if stats.since_snapshot.txns < txns || process.taking.is_some() {
+            return;
+        }
+        stats.since_snapshot = ringkeeper_config::LoggedSince::default();
+        process.taking = Some(process.core.published_tree().clone());
+        let at = self.now + self.disks.around(20 * self.plan.disk_delay);
+        let event = Event::TakeSnapshot {
+            member: number,
+            life,
+        };
+        self.schedule(at, event);
+    }
+
+    /// A snapshot of a member's own is written and verified; then it is registered, and what it makes
+    /// superfluous is removed.
+    pub(crate) fn take_snapshot(&mut self, number: usize) -> Result<(), Violation> {
+        let kept = self.plan.snapshots_kept;
+        let disk = self.members[number].disk.clone();
+        let Some(process) = self.members[number].process() else {
+            return Ok(());
+        };
+        let Some(tree) = process.taking.take() else {
+            return Ok(());
+        };
+        let store = process.store.clone();
+        let written = write_snapshot(&disk, &store, &tree);
+        let info = written.map_err(|error| format!("member {number}: {error}"))?;
+        let completions = Rc::clone(&process.completions);
+        disk.spawn(async move {
+            let work = async {
+                store.register_snapshot(info).await?;
+                store.purge(kept).await?;
+                Ok(())
+            };
+            let registered = work.await;
+            completions
+                .borrow_mut()
+                .push_back(Completion::Registered(registered));
+        });
+        self.trace
+            .note(self.now, number, "snapshot", tree.zxid().0, info.bytes);
+        self.counts.add("snapshots taken");
+        self.after_turn(number)
+    }
+
+    /// The tree that a leader sent is written and verified.
+    pub(crate) fn keep_snapshot(&mut self, number: usize) -> Result<(), Violation> {
+        let disk = self.members[number].disk.clone();
+        let now = self.members[number].now(self.now);
+        let Some(process) = self.members[number].process() else {
+            return Ok(());
+        };
+        let Some(tree) = process.keeping.take() else {
+            return Ok(());
+        };
+        let written = write_snapshot(&disk, &process.store, &tree);
+        let info = written.map_err(|error| format!("member {number}: {error}"))?;
+        process.core.start_turn(now);
+        process.core.snapshot_kept(info);
+        self.trace
+            .note(self.now, number, "kept", tree.zxid().0, info.bytes);
+        self.after_turn(number)
+    }
+
+    /// The next piece of a tree for a learner.
+    pub(crate) fn send_chunk(&mut self, number: usize, link: LinkId) -> Result<(), Violation> {
+        let now = self.members[number].now(self.now);
+        let Some(process) = self.members[number].process() else {
+            return Ok(());
+        };
+        let Some(chunks) = process.sending.get_mut(&link) else {
+            return Ok(());
+        };
+        let mut given = vec![chunks.pop_front().unwrap_or_default()];
+        if chunks.is_empty() {
+            given.push(Bytes::new());
+            process.sending.remove(&link);
+        }
+        process.core.start_turn(now);
+        for chunk in given {
+            process.core.tree_chunk(link, chunk);
+        }
+        self.after_turn(number)
+    }
+
+    /// What follows whatever the core was told: its work and writes go to the disk, what it says goes out, and what
+    /// it shows is checked.
+    pub(crate) fn after_turn(&mut self, number: usize) -> Result<(), Violation> {
+        loop {
+            self.start_work(number);
+            let Some(process) = self.members[number].process() else {
+                return Ok(());
+            };
+            process.core.end_turn();
+            self.start_work(number);
+            self.go_on(number);
+            self.say(number)?;
+            let now = self.members[number].now(self.now);
+            let Some(process) = self.members[number].process() else {
+                return Ok(());
+            };
+            let Some(completion) = process.completions.borrow_mut().pop_front() else {
+                return Ok(());
+            };
+            process.core.start_turn(now);
+            let result = match completion {
+                Completion::Written(written) => written.map(|_| process.core.flushed()),
+                Completion::Worked(done) => done.map(|done| process.core.done(done)),
+                Completion::Registered(registered) => registered,
+                Completion::Ignored(sealed) => sealed.map(|_| ()),
+            };
+            if let Err(error) = result {
+                return Err(format!("member {number} ends by itself: {error}"));
+            }
+        }
+    }
+
+    fn start_work(&mut self, number: usize) {
+        let delay = self.plan.disk_delay;
+        loop {
+            let disk = self.members[number].disk.clone();
+            let life = self.members[number].life;
+            let Some(process) = self.members[number].process() else {
+                return;
+            };
+            let Some(errand) = process.core.next_errand() else {
+                break;
+            };
+            let mut later = None;
+            match errand {
+                Errand::Run(work) => {
+                    let completions = Rc::clone(&process.completions);
+                    disk.spawn(async move {
+                        let done = work.await;
+                        completions.borrow_mut().push_back(Completion::Worked(done));
+                    });
+                    self.spring_trap(number, Trap::Works);
+                }
+                Errand::KeepSnapshot(tree) => {
+                    process.keeping = Some(tree);
+                    later = Some(Event::KeepSnapshot {
+                        member: number,
+                        life,
+                    });
+                }
+                Errand::SendTree { link, tree } => {
+                    process.sending.insert(link, chunks_of(&tree));
+                }
+                Errand::NextChunk(link) => {
+                    later = Some(Event::SendChunk {
+                        member: number,
+                        life,
+                        link,
+                    });
+                }
+                Errand::StopTree(link) => _ = process.sending.remove(&link),
+            }
+            if let Some(event) = later {
+                let at = self.now + self.disks.around(delay);
+                self.schedule(at, event);
+            }
+        }
+        let disk = self.members[number].disk.clone();
+        let Some(process) = self.members[number].process() else {
+            return;
+        };
+        while let Some(write) = process.core.next_write() {
+            let completions = Rc::clone(&process.completions);
+            disk.spawn(async move {
+                let written = write.await;
+                completions
+                    .borrow_mut()
+                    .push_back(Completion::Written(written));
+            });
+        }
+    }
+
+    /// Carries out what the core says at the end of a turn.
+    fn say(&mut self, number: usize) -> Result<(), Violation> {
+        self.compare(number)?;
+        self.walk(number)?;
+        let Some(process) = self.members[number].process() else {
+            return Ok(());
+        };
+        let mut commands = std::mem::take(&mut process.shard.commands);
+        commands.extend(process.core.commands());
+        let standing = process.core.take_standing();
+        let notices: Vec<_> = process.core.notices().collect();
+        for command in &commands {
+            if let ringkeeper_peers::PeerCommand::Close { link } = command {
+                process.closed.insert(*link);
+            }
+        }
+        if let Some(standing) = standing {
+            self.take_standing(number, standing)?;
+        }
+        for notice in notices {
+            self.take_notice(number, notice);
+        }
+        for command in commands {
+            self.carry_out(number, command);
+        }
+        Ok(())
+    }
+
+    fn take_standing(&mut self, number: usize, standing: Standing) -> Result<(), Violation> {
+        let at_ms = self.now / 1000;
+        let Some(process) = self.members[number].process() else {
+            return Ok(());
+        };
+        process.standing = standing;
+        let tree = process.core.published_tree().clone();
+        let kind = match standing {
+            Standing::Leading(_) => "leading",
+            Standing::Following(_) => "following",
+            _ => "looking",
+        };
+        self.trace
+            .note(self.now, number, kind, tree.zxid().0, tree.digest());
+        self.counts.add(kind);
+        self.checks.role_changed(number);
+        if let Standing::Leading(epoch) = standing {
+            self.reigns += 1;
+            let reign = self.reigns;
+            self.checks.leads(number, reign, epoch.0, &tree, at_ms)?;
+        }
+        if standing.is_serving() {
+            self.members[number].is_blank = false;
+        }
+        self.end_clients(number);
+        Ok(())
+    }
+
+    /// Holds what a member has committed and what it shows against what all others have.
+    fn compare(&mut self, number: usize) -> Result<(), Violation> {
+        let Some(process) = self.members[number].process() else {
+            return Ok(());
+        };
+        let records: Vec<(Zxid, Bytes)> = process
+            .core
+            .committed_since(process.compared)
+            .map(|(zxid, bytes)| (zxid, bytes.clone()))
+            .collect();
+        if let Some((zxid, _)) = records.last() {
+            process.compared = *zxid;
+        }
+        let tree = process.core.published_tree();
+        let (zxid, digest) = (tree.zxid(), tree.digest());
+        let serves = process.core.standing().is_serving();
+        let is_new = std::mem::replace(&mut process.shown, zxid) != zxid;
+        process.compared = process.compared.max(if serves { zxid } else { Zxid::ZERO });
+        let mismatches = process.core.stats_mut().digest_mismatches;
+        let mismatched = std::mem::replace(&mut process.mismatches, mismatches) != mismatches;
+        let before = self.checks.len();
+        for (zxid, record) in &records {
+            let members = &self.members;
+            let clock = |leader: usize, wall_ms| members[leader].time_of(wall_ms);
+            self.checks.committed(number, *zxid, record, clock)?;
+        }
+        if self.checks.len() > before {
+            let (last, digest) = (self.checks.last(), self.checks.tree().digest());
+            self.trace
+                .note(self.now, number, "committed", last.0, digest);
+        }
+        if is_new {
+            let shown = Shown {
+                zxid,
+                digest,
+                serves,
+            };
+            self.checks.shows(number, shown)?;
+        }
+        if mismatched {
+            return Err(format!(
+                "digests differ: member {number} has another tree than the leader's at or before {zxid:?}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// A member has heard of sessions, which counts if it leads.
+    pub(crate) fn heard_of(&mut self, number: usize, sessions: Vec<SessionId>) {
+        let at_ms = self.now / 1000;
+        let leads = self.members[number]
+            .standing()
+            .is_some_and(Standing::proposes);
+        if leads {
+            for session in sessions {
+                self.checks.heard(number, session, at_ms);
+            }
+        }
+    }
+
+    pub(crate) fn now_of(&self, number: usize) -> Now {
+        self.members[number].now(self.now)
+    }
+}
+
+impl std::fmt::Debug for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Member")
+            .field("number", &self.number)
+            .field("life", &self.life)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Opens the directories and loads what they hold, as the server does.
+async fn recover(
+    disk: &SimDisk,
+    options: ringkeeper_storage::LogOptions,
+) -> Result<Recovery, String> {
+    let opened = Store::open(disk.clone(), &Dirs::single("/data"), options).await;
+    let Opened {
+        store,
+        mut log,
+        recovered,
+    } = opened.map_err(|error| format!("{error:?}: {error}"))?;
+    let mut tree = newest_snapshot(disk, &store, &recovered)?;
+    let base = tree.zxid();
+    let replayed = replay(&log, &mut tree, recovered.committed).await;
+    let replayed = replayed.map_err(|error| error.to_string())?;
+    if tree.zxid() > recovered.last_zxid {
+        let reset = log.reset(tree.zxid()).await;
+        reset.map_err(|error| error.to_string())?;
+    }
+    let loaded = Loaded {
+        tree,
+        base,
+        zxids: replayed.zxids,
+        tail: replayed.suffix,
+    };
+    Ok(Recovery {
+        store,
+        log,
+        recovered,
+        loaded,
+    })
+}
+
+fn newest_snapshot(
+    disk: &SimDisk,
+    store: &Store<SimDisk>,
+    recovered: &Recovered,
+) -> Result<Tree, String> {
+    let mut failure = None;
+    for info in &recovered.snapshots {
+        let reader = SnapshotReader::open_with(disk, store.snapshot_dir(), *info);
+        let tree = reader
+            .map_err(snapshot::LoadError::from)
+            .and_then(|reader| snapshot::read(&reader));
+        match tree {
+            Ok(tree) => return Ok(tree),
+            Err(error) => failure = Some(error.to_string()),
+        }
+    }
+    failure.map_or_else(|| Ok(Tree::new()), Err)
+}
+
+fn write_snapshot(
+    disk: &SimDisk,
+    store: &Store<SimDisk>,
+    tree: &Tree,
+) -> Result<ringkeeper_storage::SnapshotInfo, StorageError> {
+    let dir = store.snapshot_dir();
+    let writer = SnapshotWriter::create_with(disk.clone(), dir, tree.zxid(), None)?;
+    snapshot::write(writer, tree)
+}
+
+/// A tree as it is sent to a learner.
+fn chunks_of(tree: &Tree) -> VecDeque<Bytes> {
+    let mut encoder = ImageEncoder::new(tree);
+    let mut chunks = VecDeque::new();
+    loop {
+        let mut chunk = BytesMut::with_capacity(CHUNK_LEN / 16);
+        let more = encoder.next_chunk(&mut chunk);
+        if !more {
+            chunk.put_ustring(SNAPSHOT_END);
+        }
+        // Small pieces, so that a link is full now and then.
+        let mut rest = chunk.freeze();
+        while rest.len() > PIECE_BYTES {
+            chunks.push_back(rest.split_to(PIECE_BYTES));
+        }
+        chunks.push_back(rest);
+        if !more {
+            return chunks;
+        }
+    }
+}
+
+/// How much of a tree goes out at once.
+const PIECE_BYTES: usize = 4 << 10;
