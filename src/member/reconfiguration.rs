@@ -82,7 +82,7 @@ impl<D: Disk> Core<D> {
     pub(crate) fn propose_reconfiguration(
         &mut self,
         asked: &Asked<'_>,
-        before: Option<Tree>,
+        before: Option<Box<Tree>>,
         answer: impl FnOnce(Result<WriteReply, ZkError>) -> Answer,
     ) {
         let Some(zxid) = self.next_zxid() else {

@@ -615,6 +615,8 @@ impl World {
                     });
                     self.spring_trap(number, Trap::Works);
                 }
+                // The simulated members are the same throughout, and have no configuration file.
+                Errand::KeepConfiguration { .. } => {}
                 Errand::KeepSnapshot(tree) => {
                     process.keeping = Some(tree);
                     later = Some(Event::KeepSnapshot {

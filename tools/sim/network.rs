@@ -240,6 +240,8 @@ impl World {
                 };
                 self.schedule(at, Event::Connect(connect));
             }
+            // Every member knows every other one from the start.
+            PeerCommand::Configure { .. } => {}
             PeerCommand::Send { link, packet } => {
                 self.note_packet(member, link, &packet);
                 self.put(link.0, member, Item::Packet(Box::new(packet)));
@@ -592,8 +594,11 @@ fn zxid_of(message: &Message<Bytes>) -> u64 {
         | Message::Snap { zxid }
         | Message::Ack { zxid }
         | Message::Commit { zxid }
+        | Message::CommitAndActivate { zxid, .. }
         | Message::Ping { zxid } => zxid.0,
-        Message::Proposal(proposal) | Message::Inform(proposal) => proposal.zxid.0,
+        Message::Proposal(proposal)
+        | Message::Inform(proposal)
+        | Message::InformAndActivate { proposal, .. } => proposal.zxid.0,
         Message::UpToDate | Message::Sync | Message::Request(_) | Message::Revalidate(_) => 0,
     }
 }
