@@ -432,7 +432,7 @@ pub(crate) const KEYS: &[Key] = &[
         "false",
         "Reads TTL nodes as ZooKeeper 3.5.3 stored them",
         Shape::Bool,
-        "there is no data of that release, as Apache's data cannot be imported yet",
+        "TTL nodes are stored as since 3.5.4; an import takes those of 3.5.3 for ephemerals of a session that is gone, so delete them before",
     ),
     row(
         "intBufferStartingSizeBytes",

@@ -86,7 +86,9 @@ impl Server {
                     self.log_tail(20)
                 );
             }
-            if four_letter_word(self.address(), "srvr").is_ok_and(|text| text.contains("Mode:")) {
+            // Apache never answers what it was asked in the moment when it began to listen.
+            let answer = ask(self.address(), "srvr", Duration::from_millis(500));
+            if answer.is_ok_and(|text| text.contains("Mode:")) {
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -218,8 +220,12 @@ pub fn free_port() -> Result<u16> {
 /// # Errors
 /// When the server cannot be reached or does not answer in time.
 pub fn four_letter_word(address: SocketAddr, word: &str) -> Result<String> {
+    ask(address, word, Duration::from_secs(10))
+}
+
+fn ask(address: SocketAddr, word: &str, patience: Duration) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_read_timeout(Some(patience))?;
     stream.write_all(word.as_bytes())?;
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
