@@ -148,7 +148,7 @@ proptest! {
         let dir = temp_dir();
         let whole = snapshot_of_a_workload(dir.path(), compression);
         let path = dir.path().join("snapshot.100000001");
-        let changed = change(whole.clone(), &changes);
+        let changed = change(whole, &changes);
         fs::write(&path, &changed).unwrap();
         let mut read = None;
         let largest = watched(|| read = read_snapshot(&path, &mut |_| ()).ok());

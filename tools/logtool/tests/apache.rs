@@ -1,4 +1,8 @@
-//! Apache ZooKeeper's logs: whole, torn, damaged, and every flipped bit.
+//! Apache ZooKeeper's files: whole, torn, damaged, every flipped bit, and what is made of them.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
 
 mod support;
 

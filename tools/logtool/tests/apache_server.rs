@@ -2,6 +2,10 @@
 //!
 //! The tree that it answers with must be the one that we read, imported and exported. Debian's release unless
 //! `RINGKEEPER_APACHE_CLASSPATH` names the jars of another.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
 
 mod support;
 
