@@ -241,6 +241,10 @@ impl Progress for Interrupt<'_> {
 /// What is on disk before each step is what a crash leaves: the source whole, and either no data of ours, so that
 /// another import makes it, or all of it.
 #[test]
+#[expect(
+    clippy::print_stdout,
+    reason = "how many states there were is part of the result"
+)]
 fn every_interrupted_import_is_none_or_whole() {
     for is_split in [false, true] {
         let dir = tempfile::tempdir().unwrap();
