@@ -25,7 +25,7 @@ use ringkeeper_storage::{
     AlignedBuffer, BLOCK_BYTES, Dirs, Disk, DiskBuffer as _, DmaDisk, LogOptions, LogStats, Opened,
     SnapshotWriter, StorageError, Store, TxnLog,
 };
-use ringkeeper_transport::{ExecutorSpec, Task, reactor_turn, run_executor, spawn_local};
+use ringkeeper_transport::{ExecutorSpec, Task, pulse, reactor_turn, run_executor, spawn_local};
 use rustix::fs::OFlags;
 
 /// Segments that are kept to be used again: more than one measurement writes.
@@ -57,6 +57,7 @@ impl Load {
 fn append(dir: &Path, load: Load, count: u64) -> (Duration, LogStats) {
     let dir = dir.to_owned();
     let main = async move {
+        let _busy = pulse::busy();
         let disk = DmaDisk::start(&dir).await.expect("O_DIRECT is needed");
         let options = LogOptions {
             spares_max: SPARES,
@@ -110,6 +111,7 @@ fn through_glommio(path: &Path, len: usize, depth: usize, count: u64) -> Duratio
     let path = path.to_owned();
     let main = async move {
         let dir = path.parent().expect("it lies in a directory");
+        let _busy = pulse::busy();
         let disk = DmaDisk::start(dir).await.expect("O_DIRECT is needed");
         let file = disk.open(&path).await.expect("it was made before");
         let next = Rc::new(Cell::new(0));

@@ -19,7 +19,7 @@ use ringkeeper_benches::latency::Latencies;
 use ringkeeper_benches::{directory, environment};
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{Dirs, DmaDisk, LogOptions, Opened, Store, TxnLog};
-use ringkeeper_transport::{ExecutorSpec, run_executor, sleep, spawn_local};
+use ringkeeper_transport::{ExecutorSpec, pulse, run_executor, sleep, spawn_local};
 
 /// What a client needs from its answer to its next request: two ways over loopback.
 const TURNAROUND: Duration = Duration::from_micros(30);
@@ -27,19 +27,11 @@ const TURNAROUND: Duration = Duration::from_micros(30);
 /// The most records of a measurement; criterion is told its share.
 const RECORDS: u64 = 50_000;
 
-/// How batches are closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Policy {
-    /// So many may be in flight.
-    Fixed(usize),
-    /// What [`TxnLog::may_write`] says.
-    Adaptive,
-}
-
 /// The clients, and the log that they write to.
 struct Clients {
     log: TxnLog<DmaDisk>,
-    policy: Policy,
+    /// So many batches may be in flight.
+    in_flight_max: usize,
     len: usize,
     /// When each of those that wait asked.
     waiting: Vec<Instant>,
@@ -67,12 +59,7 @@ fn ask(clients: &Shared, count: usize) {
 fn write(clients: &Shared) {
     loop {
         let mut this = clients.borrow_mut();
-        let bytes = this.waiting.len() * this.len;
-        let may_write = match this.policy {
-            Policy::Fixed(most) => this.log.in_flight() < most,
-            Policy::Adaptive => this.log.may_write(bytes),
-        };
-        if this.waiting.is_empty() || !may_write {
+        if this.waiting.is_empty() || this.log.in_flight() >= this.in_flight_max {
             return;
         }
         let mut batch = this.log.new_batch();
@@ -111,7 +98,7 @@ fn write(clients: &Shared) {
 /// `count` records of `len` bytes by so many clients.
 fn run(
     dir: &Path,
-    policy: Policy,
+    in_flight_max: usize,
     clients: usize,
     len: usize,
     count: u64,
@@ -119,13 +106,14 @@ fn run(
     let dir = dir.to_owned();
     let main = async move {
         let disk = DmaDisk::start(&dir).await.expect("O_DIRECT is needed");
+        let _busy = pulse::busy();
         let opened = Store::open(disk, &Dirs::single(&dir), LogOptions::default()).await;
         let Opened { store, log, .. } = opened.expect("an own directory");
         let maintenance = spawn_local(log.maintenance());
         let zxid = log.last_zxid().0;
         let shared = Rc::new(RefCell::new(Clients {
             log,
-            policy,
+            in_flight_max,
             len,
             waiting: Vec::new(),
             zxid,
@@ -163,24 +151,18 @@ fn share(took: Duration, count: u64, records: u64) -> Duration {
 fn group_commit(criterion: &mut Criterion) {
     let dir = directory();
     environment::print(Some(dir.path()));
-    let policies = [
-        Policy::Fixed(1),
-        Policy::Fixed(2),
-        Policy::Fixed(4),
-        Policy::Adaptive,
-    ];
     for len in [100, 1024] {
         for clients in [1, 8, 64, 1000] {
             let mut group = criterion.benchmark_group(format!("{len} B, clients: {clients}"));
             group.throughput(Throughput::Elements(1));
-            for policy in policies {
+            for in_flight_max in [1, 2, 4] {
                 let mut all = Latencies::new();
-                let place = dir.path().join(format!("{len}-{clients}-{policy:?}"));
+                let place = dir.path().join(format!("{len}-{clients}-{in_flight_max}"));
                 std::fs::create_dir(&place).expect("room for it");
-                group.bench_function(format!("{policy:?}"), |bencher| {
+                group.bench_function(format!("{in_flight_max} in flight"), |bencher| {
                     bencher.iter_custom(|count| {
                         let records = RECORDS.min(clients as u64 * 1000);
-                        let (took, latencies) = run(&place, policy, clients, len, records);
+                        let (took, latencies) = run(&place, in_flight_max, clients, len, records);
                         all.add(&latencies);
                         share(took, count, records)
                     });

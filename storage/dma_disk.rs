@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use glommio::{
     GlommioError,
     io::{Directory, DmaFile, OpenOptions, ReadResult},
@@ -21,8 +22,11 @@ use crate::{
     disk::{BLOCK_BYTES, Disk, DiskBuffer as _, Entry},
 };
 
-// Small enough that a log write which meets a fill write on the device waits for one short write only.
+/// Bytes per write of an urgent fill.
 const FILL_BYTES: usize = 256 << 10;
+/// Writes of an urgent fill that are on their way together: somebody waits for all of it, and a round of them costs one
+/// turn of the executor.
+const FILL_DEPTH: u64 = 8;
 /// Bytes per write of a fill that is not urgent: little for a log write to wait behind.
 const FILL_BYTES_GENTLE: usize = 64 << 10;
 /// A fill that is not urgent rests so many times as long as it writes: log writes that wait for the
@@ -312,19 +316,22 @@ async fn fill(file: &DmaFile, bytes: u64, is_urgent: impl Fn(u64) -> bool) -> io
         } else {
             FILL_BYTES
         };
+        let depth = if is_gentle { 1 } else { FILL_DEPTH };
         let len = usize::try_from(bytes - offset).unwrap_or(most).min(most);
         buffer.set_len(len);
-        let written = file
-            .write_rc_at(buffer.share(), offset)
-            .await
-            .map_err(system)?;
-        if written != len {
-            return Err(io::Error::new(
-                io::ErrorKind::StorageFull,
-                "no space left to fill the file",
-            ));
+        let places = (0..depth).map(|number| offset + number * len as u64);
+        let writes = places
+            .filter(|at| at + len as u64 <= bytes)
+            .map(|at| file.write_rc_at(buffer.share(), at));
+        for written in join_all(writes).await {
+            if written.map_err(system)? != len {
+                return Err(io::Error::new(
+                    io::ErrorKind::StorageFull,
+                    "no space left to fill the file",
+                ));
+            }
+            offset += len as u64;
         }
-        offset += len as u64;
         if is_gentle {
             sleep(started.elapsed() * FILL_REST).await;
         }

@@ -403,12 +403,6 @@ impl<D: Disk> TxnLog<D> {
         self.shared.state.borrow().damage.clone()
     }
 
-    /// Whether a batch of `bytes` is to be written now, or to wait and grow while others are being written.
-    pub fn may_write(&self, bytes: usize) -> bool {
-        let _ = bytes;
-        self.in_flight() < 2
-    }
-
     /// How many batches are handed over and not yet durable.
     pub fn in_flight(&self) -> usize {
         self.shared.state.borrow().in_flight.len()

@@ -239,6 +239,8 @@ pub struct SnapshotConfig {
     pub log_bytes_max: Option<u64>,
     /// `ringkeeper.snapshotKbPerSecond` in bytes: what writing a snapshot may take of the disk; `None` for all of it.
     pub bytes_per_second_max: Option<u64>,
+    /// `ringkeeper.snapshotCompression`: whether snapshots are compressed.
+    pub is_compressed: bool,
     /// `autopurge.snapRetainCount`: verified snapshots that are kept, with the log from the oldest of them on; at least 3.
     pub retain_count: u32,
     /// `autopurge.purgeInterval` in milliseconds between purges (one also follows each snapshot); `None` keeps everything.
@@ -598,6 +600,7 @@ impl Default for SnapshotConfig {
             log_bytes_min: 128 << 20,
             log_bytes_max: Some(4 << 30),
             bytes_per_second_max: Some(64 << 20),
+            is_compressed: false,
             retain_count: 3,
             purge_interval_ms: Some(3_600_000),
         }

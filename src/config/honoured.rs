@@ -184,6 +184,13 @@ pub(crate) const KEYS: &[Key] = &[
         1 << 30,
         |draft, value| draft.config.snapshots.bytes_per_second_max = kib(value),
     ),
+    boolean(
+        "ringkeeper.snapshotCompression",
+        Owner::Ringkeeper,
+        "false",
+        "Compress snapshots (LZ4): fewer bytes for more CPU time of the snapshot thread",
+        |draft, value| draft.config.snapshots.is_compressed = value,
+    ),
     int(
         "preAllocSize",
         Owner::Property,

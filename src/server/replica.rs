@@ -68,7 +68,11 @@ impl<D: Disk> Replica<D> {
             }
             CoreMessage::TreeChunk { link, bytes } => self.core.tree_chunk(link, bytes),
             // Who asked has gone when this fails.
-            CoreMessage::Report(to) => _ = to.send(self.core.report()),
+            CoreMessage::Report(to) => {
+                let mut report = self.core.report();
+                report.metrics.extend(self.snapshots.metrics());
+                _ = to.send(report);
+            }
             CoreMessage::ResetStatistics => self.core.stats_mut().reset(),
             CoreMessage::ShardStopped => self.shards_stopped += 1,
         }

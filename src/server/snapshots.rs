@@ -1,15 +1,18 @@
 //! Snapshots: written by a thread of its own from a clone of the tree, so that no write waits for one.
 
+use std::cell::Cell;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use ringkeeper_config::{LoggedSince, SnapshotConfig};
-use ringkeeper_member::Settings;
-use ringkeeper_storage::{Disk, SnapshotInfo, SnapshotReader, SnapshotWriter, Store};
+use ringkeeper_member::{Metric, Settings};
+use ringkeeper_storage::{Compression, Disk, SnapshotInfo, SnapshotReader, SnapshotWriter, Store};
 use ringkeeper_transport::mailbox::Sender;
+use ringkeeper_transport::{sleep, spawn_local};
 use ringkeeper_tree::Tree;
 use ringkeeper_tree::snapshot::{Chunk, SnapshotBuilder};
 
@@ -18,6 +21,12 @@ use crate::threads;
 
 /// Decoded chunks that may wait for their turn, per loading thread.
 const CHUNKS_AHEAD: usize = 4;
+
+/// How often the core's executor is looked at while a snapshot is under way.
+const PROBE_PAUSE: Duration = Duration::from_millis(1);
+
+/// A stall that counts.
+const STALL: Duration = Duration::from_millis(5);
 
 /// A snapshot that is written, flushed and verified.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +52,31 @@ pub(crate) struct Snapshots {
     /// One snapshot is under way.
     busy: bool,
     last_bytes: u64,
+    stalls: Rc<Stalls>,
+}
+
+/// How late the core's executor was with what was due while a snapshot was under way.
+#[derive(Debug, Default)]
+struct Stalls {
+    is_under_way: Cell<bool>,
+    longest: Cell<Duration>,
+    over_limit: Cell<u64>,
+}
+
+impl Stalls {
+    /// Looks until the snapshot has ended. What makes it late is whatever keeps the executor: a long turn, a page that is
+    /// not there, the snapshot thread on its CPU, or a hypervisor.
+    async fn probe(self: Rc<Self>) {
+        while self.is_under_way.get() {
+            let started = Instant::now();
+            sleep(PROBE_PAUSE).await;
+            let late = started.elapsed().saturating_sub(PROBE_PAUSE);
+            self.longest.set(self.longest.get().max(late));
+            if late > STALL {
+                self.over_limit.set(self.over_limit.get() + 1);
+            }
+        }
+    }
 }
 
 impl Snapshots {
@@ -60,13 +94,13 @@ impl Snapshots {
         let config = settings.config.snapshots.clone();
         let (jobs, wait_jobs) = sync_channel(2);
         let dir = store.snapshot_dir().to_owned();
-        let bytes_per_second_max = config.bytes_per_second_max;
+        let writing = config.clone();
         thread::Builder::new()
             .name("snapshot".into())
             .spawn(move || {
                 threads::run_on(&cpus);
                 threads::step_back();
-                run(&dir, bytes_per_second_max, &wait_jobs, &core);
+                run(&dir, &writing, &wait_jobs, &core);
             })
             .context("start the snapshot thread")?;
         Ok(Self {
@@ -74,6 +108,7 @@ impl Snapshots {
             jobs,
             busy: false,
             last_bytes,
+            stalls: Rc::default(),
         })
     }
 
@@ -85,6 +120,9 @@ impl Snapshots {
         self.busy = self.jobs.try_send(Job::Take(tree.clone())).is_ok();
         if self.busy {
             *since = LoggedSince::default();
+            if !self.stalls.is_under_way.replace(true) {
+                spawn_local(Rc::clone(&self.stalls).probe()).detach();
+            }
         }
     }
 
@@ -96,27 +134,39 @@ impl Snapshots {
         }
     }
 
+    /// What `mntr` shows of it.
+    pub(crate) fn metrics(&self) -> [(&'static str, Metric); 4] {
+        let longest_us = u64::try_from(self.stalls.longest.get().as_micros()).unwrap_or(u64::MAX);
+        let over_limit = self.stalls.over_limit.get();
+        [
+            ("snapshot_under_way", Metric::Integer(self.busy.into())),
+            ("snapshot_bytes", Metric::Integer(self.last_bytes)),
+            ("snapshot_core_stall_max_us", Metric::Integer(longest_us)),
+            ("snapshot_core_stalls_over_5ms", Metric::Integer(over_limit)),
+        ]
+    }
+
     /// The snapshot under way has ended, with so many bytes if it is whole.
     pub(crate) fn ended(&mut self, bytes: Option<u64>) {
         self.busy = false;
+        self.stalls.is_under_way.set(false);
         self.last_bytes = bytes.unwrap_or(self.last_bytes);
     }
 }
 
-fn run(
-    dir: &Path,
-    bytes_per_second_max: Option<u64>,
-    jobs: &Receiver<Job>,
-    core: &Sender<CoreMessage>,
-) {
+fn run(dir: &Path, config: &SnapshotConfig, jobs: &Receiver<Job>, core: &Sender<CoreMessage>) {
     for job in jobs {
         let started = Instant::now();
         let (tree, budget) = match &job {
-            Job::Take(tree) => (tree, bytes_per_second_max),
+            Job::Take(tree) => (tree, config.bytes_per_second_max),
             // The member waits for it, and serves nobody meanwhile.
             Job::Keep(tree) => (tree, None),
         };
-        let written = write(dir, budget, tree).map_err(|error| format!("{error:#}"));
+        let compression = match config.is_compressed {
+            true => Compression::Lz4,
+            false => Compression::None,
+        };
+        let written = write(dir, budget, compression, tree).map_err(|error| format!("{error:#}"));
         let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut message = match &job {
             Job::Take(_) => {
@@ -137,9 +187,11 @@ fn run(
 fn write(
     dir: &Path,
     bytes_per_second_max: Option<u64>,
+    compression: Compression,
     tree: &Tree,
 ) -> anyhow::Result<SnapshotInfo> {
     let writer = SnapshotWriter::create(dir, tree.zxid(), bytes_per_second_max)?;
+    let writer = writer.compressed_by(compression);
     Ok(ringkeeper_member::snapshot::write(writer, tree)?)
 }
 
