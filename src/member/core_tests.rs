@@ -244,3 +244,22 @@ fn reads_between_two_writes_see_the_state_between() {
     assert!(before.get("/first").is_some());
     assert!(publication.tree.get("/first").is_none());
 }
+
+#[test]
+fn a_learner_is_not_sent_what_it_has_of_the_uncommitted_tail() {
+    let mut bench = Bench::new();
+    let core = &mut bench.core;
+    let record = |counter| crate::core::Record {
+        zxid: Zxid(counter),
+        bytes: Bytes::new(),
+    };
+    core.recent.restart(Zxid(0));
+    (1..=3).for_each(|counter| core.recent.push(record(counter)));
+    core.tail.extend((4..=9).map(record));
+    let sent = |after, through| -> Vec<u64> {
+        let proposals = core.recent_history(Zxid(after), Zxid(through));
+        proposals.into_iter().map(|it| it.zxid.0).collect()
+    };
+    assert_eq!(sent(2, 5), [3, 4, 5]);
+    assert_eq!(sent(6, 9), [7, 8, 9]);
+}

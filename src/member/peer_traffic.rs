@@ -299,12 +299,14 @@ impl<D: Disk> Core<D> {
     }
 
     /// All of `(after, through]` from memory, or nothing.
-    fn recent_history(&self, after: Zxid, through: Zxid) -> Vec<Proposal<Bytes>> {
+    pub(crate) fn recent_history(&self, after: Zxid, through: Zxid) -> Vec<Proposal<Bytes>> {
         if !self.recent.reaches(after) {
             return Vec::new();
         }
+        // The learner may have some of the tail: what a leader did not get committed.
         let records = self.recent.since(after).chain(&self.tail);
-        let wanted = records.take_while(|record| record.zxid <= through);
+        let missing = records.skip_while(|record| record.zxid <= after);
+        let wanted = missing.take_while(|record| record.zxid <= through);
         wanted.map(Record::proposal).collect()
     }
 
