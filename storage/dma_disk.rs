@@ -58,6 +58,8 @@ impl DurableVariant {
 #[derive(Clone, Debug)]
 pub struct DmaDisk {
     variant: Rc<Cell<DurableVariant>>,
+    /// What a durable write takes longer than it would.
+    handicap: Rc<Cell<Duration>>,
     started: Instant,
 }
 
@@ -94,6 +96,7 @@ impl DmaDisk {
         removed?;
         Ok(Self {
             variant: Rc::default(),
+            handicap: Rc::default(),
             started: Instant::now(),
         })
     }
@@ -126,6 +129,18 @@ impl DmaDisk {
     /// The durable-write variant of files opened from now on.
     pub fn variant(&self) -> DurableVariant {
         self.variant.get()
+    }
+
+    /// For tests of a server whose disk is slow: durable writes take so much longer from now on.
+    pub fn slow_down(&self, handicap: Duration) {
+        self.handicap.set(handicap);
+    }
+
+    async fn handicap(&self) {
+        let handicap = self.handicap.get();
+        if !handicap.is_zero() {
+            sleep(handicap).await;
+        }
     }
 
     async fn open_as(&self, path: &Path, variant: DurableVariant) -> io::Result<DmaHandle> {
@@ -203,6 +218,7 @@ impl Disk for DmaDisk {
                 format!("{written} of {len} bytes written"),
             ));
         }
+        self.handicap().await;
         match file.variant {
             DurableVariant::Dsync => Ok(()),
             DurableVariant::WriteThenFlush => file.file.fdatasync().await.map_err(system),
@@ -210,6 +226,7 @@ impl Disk for DmaDisk {
     }
 
     async fn flush(&self, file: &DmaHandle) -> io::Result<()> {
+        self.handicap().await;
         file.file.fdatasync().await.map_err(system)
     }
 

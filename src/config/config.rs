@@ -87,6 +87,8 @@ pub struct FilesConfig {
     pub create_database: bool,
     /// What the file `myid` says, if there is one; a standalone server needs none.
     pub my_id: Option<i64>,
+    /// `ringkeeper.test.diskDelayMs`: what every durable write takes longer, to test with a slow disk.
+    pub test_delay_ms: u64,
 }
 
 /// The client port and its connections.
@@ -502,6 +504,7 @@ impl Config {
                 create_directories: true,
                 create_database: true,
                 my_id: None,
+                test_delay_ms: 0,
             },
             clients: ClientsConfig {
                 address: ClientAddress {

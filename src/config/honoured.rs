@@ -552,6 +552,15 @@ pub(crate) const KEYS: &[Key] = &[
         1_000_000,
         |draft, value| draft.config.placement.clients_beside_core = non_negative(value),
     ),
+    int(
+        "ringkeeper.test.diskDelayMs",
+        Owner::Ringkeeper,
+        "0",
+        "For tests only: milliseconds that every durable write takes longer, as on a disk that limps",
+        0,
+        60_000,
+        |draft, value| draft.config.files.test_delay_ms = value.unsigned_abs(),
+    ),
 ];
 
 const fn int(

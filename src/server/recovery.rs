@@ -2,7 +2,7 @@
 
 use std::panic::resume_unwind;
 use std::sync::mpsc::sync_channel;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use anyhow::{Context as _, anyhow};
@@ -38,6 +38,14 @@ pub(crate) async fn open(settings: &Settings) -> anyhow::Result<(Opened<DmaDisk>
     check_directories(settings, &dirs, import_is_due)?;
     let (disk, report) = probe(&dirs.log).await.map_err(with_reason)?;
     tracing::info!("{report}");
+    if files.test_delay_ms > 0 {
+        let ms = files.test_delay_ms;
+        tracing::warn!(
+            ms,
+            "a test wants a slow disk: each durable write takes longer"
+        );
+        disk.slow_down(Duration::from_millis(ms));
+    }
     let options = LogOptions {
         segment_bytes: settings.config.log.segment_bytes,
         record_bytes_max: settings.tree.txn_len_max,
