@@ -1,6 +1,7 @@
 //! What must be there when a load has ended, at every member.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 use ringkeeper_harness::Session;
 use ringkeeper_proto::{OpCode, Request};
 
-use crate::load::{Written, parent};
+use crate::ensemble::Ensemble;
+use crate::load::{ROOT, Written, parent};
 
 const SESSION_MS: i32 = 20_000;
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -32,6 +34,13 @@ pub fn check(members: &[SocketAddr], written: &[Written]) -> Result<Found> {
     for address in members {
         let mut session = Session::open_within(*address, SESSION_MS, PATIENCE)
             .with_context(|| format!("ask the member at {address}"))?;
+        session.call(&Request::Sync { path: ROOT })?.ok()?;
+        let left = children(&mut session, ROOT)?;
+        let left: Vec<_> = left.iter().filter(|name| !name.starts_with('w')).collect();
+        ensure!(
+            left.is_empty(),
+            "EPHEMERAL: {left:?} are at {address}, and their sessions have ended"
+        );
         let mut steps = 0;
         for known in written {
             steps += check_writer(&mut session, known)
@@ -88,15 +97,47 @@ fn check_writer(session: &mut Session, known: &Written) -> Result<usize> {
     Ok(present.len())
 }
 
-/// The children of a znode and when they were created, read with many requests in flight.
-fn czxids(session: &mut Session, path: &str) -> Result<BTreeMap<String, i64>> {
+fn children(session: &mut Session, path: &str) -> Result<Vec<String>> {
     let reply = session.call(&Request::GetChildren {
         op: OpCode::GetChildren,
         path,
         watch: false,
     })?;
     let mut body = reply.ok()?;
-    let names: Vec<String> = body.strings()?.into_iter().map(str::to_owned).collect();
+    Ok(body.strings()?.into_iter().map(str::to_owned).collect())
+}
+
+/// Checks, in what Ringkeeper's members have logged, that no epoch had two leaders; returns how many had
+/// one. A member's word for it is a line with `leads_epoch=N`.
+///
+/// # Errors
+/// When one had two, or a log cannot be read.
+pub fn check_epochs(ensemble: &Ensemble) -> Result<usize> {
+    let mut leaders: BTreeMap<u32, u64> = BTreeMap::new();
+    for id in ensemble.ids() {
+        let path = ensemble.member(id)?.dir().join("server.log");
+        let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        let text = String::from_utf8_lossy(&text);
+        for epoch in text.lines().filter_map(epoch_led) {
+            let before = leaders.insert(epoch, id);
+            ensure!(
+                before.is_none(),
+                "EPOCH: {epoch} was led by members {before:?} and {id}"
+            );
+        }
+    }
+    Ok(leaders.len())
+}
+
+fn epoch_led(line: &str) -> Option<u32> {
+    let (_, rest) = line.split_once("leads_epoch=")?;
+    let digits = rest.split(|it: char| !it.is_ascii_digit()).next()?;
+    digits.parse().ok()
+}
+
+/// The children of a znode and when they were created, read with many requests in flight.
+fn czxids(session: &mut Session, path: &str) -> Result<BTreeMap<String, i64>> {
+    let names = children(session, path)?;
     let mut found = BTreeMap::new();
     for some in names.chunks(500) {
         for name in some {
@@ -114,4 +155,18 @@ fn czxids(session: &mut Session, path: &str) -> Result<BTreeMap<String, i64>> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_epoch_is_read_from_a_leaders_line_only() {
+        let line = |rest| format!("2026-01-01T00:00:00Z  INFO core: serving standing={rest}");
+        let leads = line("\"leader\" leads_epoch=12 committed=0xb00000001");
+        assert_eq!(epoch_led(&leads), Some(12));
+        let follows = line("\"follower\" committed=0xb00000001");
+        assert_eq!(epoch_led(&follows), None);
+    }
 }

@@ -7,10 +7,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use ringkeeper_harness::{Launch, Server, four_letter_word, free_port};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::network::Network;
 use crate::{APACHE_CLASSPATH, APACHE_LOG};
 
 /// How long a member may take to answer when it is asked for its state.
@@ -65,6 +66,8 @@ pub struct Plan {
     pub settings: Vec<String>,
     /// Numbers of members that somebody else plays: they get addresses, but no process.
     pub absent: BTreeSet<u64>,
+    /// Members reach each other through a [`Network`] that can fail.
+    pub proxied: bool,
 }
 
 impl Plan {
@@ -75,6 +78,7 @@ impl Plan {
             observers: Vec::new(),
             settings: Vec::new(),
             absent: BTreeSet::new(),
+            proxied: false,
         }
     }
 }
@@ -107,6 +111,7 @@ pub struct Ensemble {
     /// Member `n` is at `n - 1`; `None` where somebody else plays it.
     members: Vec<Option<Server>>,
     ports: Vec<PeerPorts>,
+    network: Option<Network>,
 }
 
 impl Ensemble {
@@ -117,6 +122,7 @@ impl Ensemble {
     pub fn new(plan: &Plan, dir: &Path) -> Result<Self> {
         let launches: Vec<_> = plan.voters.iter().chain(&plan.observers).collect();
         let (ports, held) = choose_ports(launches.len(), plan.voters.len())?;
+        let network = plan.proxied.then(|| Network::new(&ports)).transpose()?;
         let mut members = Vec::new();
         for (at, launch) in launches.into_iter().enumerate() {
             let id = at as u64 + 1;
@@ -136,7 +142,10 @@ impl Ensemble {
                 launch.set_line(line)?;
             }
             for (at, ports) in ports.iter().enumerate() {
-                launch.set(&format!("server.{}", at + 1), &server_line(*ports));
+                let to = at as u64 + 1;
+                let proxied = network.as_ref().and_then(|it| it.ports(id, to));
+                let line = server_line(proxied.unwrap_or(*ports));
+                launch.set(&format!("server.{to}"), &line);
             }
             let dir = dir.join(format!("member-{id}"));
             let server = Server::new(launch, &dir)?;
@@ -144,7 +153,11 @@ impl Ensemble {
             members.push(Some(server));
         }
         drop(held);
-        Ok(Self { members, ports })
+        Ok(Self {
+            members,
+            ports,
+            network,
+        })
     }
 
     /// Starts every member, and waits until a leader and all others serve.
@@ -271,6 +284,38 @@ impl Ensemble {
     /// The peer ports of all members, in order.
     pub fn ports(&self) -> &[PeerPorts] {
         &self.ports
+    }
+
+    /// The network among the members, where there is one that can fail.
+    pub const fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
+    }
+
+    /// Changes how a member is started from now on.
+    ///
+    /// # Errors
+    /// When its `zoo.cfg` cannot be written.
+    pub fn relaunch(&mut self, id: u64, change: impl FnOnce(&mut Launch)) -> Result<()> {
+        self.member_mut(id)?.relaunch(change)
+    }
+
+    /// Takes all data of a member that does not run.
+    ///
+    /// # Errors
+    /// When it runs, or files cannot be removed.
+    pub fn wipe(&mut self, id: u64) -> Result<()> {
+        let member = self.member(id)?;
+        ensure!(member.pid().is_none(), "member {id} runs");
+        let data = member.dir().join("data");
+        fs::remove_dir_all(&data).with_context(|| format!("remove {}", data.display()))?;
+        fs::create_dir_all(&data)?;
+        fs::write(data.join("myid"), format!("{id}\n"))?;
+        Ok(())
+    }
+
+    /// Whether a member is one of Apache's servers.
+    pub fn is_apache(&self, id: u64) -> bool {
+        self.member(id).is_ok_and(|it| it.launch().is_apache())
     }
 
     /// A member's process and directory.

@@ -9,8 +9,12 @@
 
 pub mod check;
 pub mod ensemble;
+pub mod failover;
 pub mod faults;
 pub mod load;
+pub mod network;
+pub mod replace;
+pub mod synchronize;
 
 pub use ensemble::{Ensemble, Plan, Role, apache, debian};
 

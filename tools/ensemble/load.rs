@@ -4,8 +4,13 @@
 //! parent, both pipelined on one connection. When the connection ends it takes its session up again at
 //! another member, syncs, and looks what of its unacknowledged requests has happened: it must be a
 //! front part of what it sent.
+//!
+//! Each writer also owns an ephemeral znode, which must be there as long as its session is, and must be
+//! gone when that is closed. Beside the writers there are mayflies: sessions that make an ephemeral znode
+//! and are left alone. It must be there until the session's time is over, and not for ever.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,6 +36,14 @@ const FIND_PATIENCE: Duration = Duration::from_secs(60);
 
 const FIND_PAUSE: Duration = Duration::from_millis(10);
 
+/// A mayfly's session time-out; the ensemble may raise or lower it.
+const MAYFLY_MS: i32 = 3_000;
+
+/// How long a mayfly may live: each new leader gives every session its whole time again.
+const MAYFLY_PATIENCE: Duration = Duration::from_secs(120);
+
+const MAYFLY_PAUSE: Duration = Duration::from_millis(50);
+
 /// How the load is.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadPlan {
@@ -38,6 +51,18 @@ pub struct LoadPlan {
     pub writers: u32,
     /// Steps that each keeps in flight.
     pub depth: usize,
+    /// Length of each step's data, at least that of its number.
+    pub bytes: usize,
+}
+
+impl Default for LoadPlan {
+    fn default() -> Self {
+        Self {
+            writers: 4,
+            depth: 8,
+            bytes: 0,
+        }
+    }
 }
 
 /// A load that runs.
@@ -46,6 +71,7 @@ pub struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
     writers: Vec<JoinHandle<Result<Written>>>,
+    mayflies: JoinHandle<Result<u32>>,
 }
 
 /// What one writer knows.
@@ -57,6 +83,8 @@ pub struct Written {
     pub steps: Vec<(u64, Option<i64>)>,
     /// How often it lost its connection.
     pub reconnects: u32,
+    /// How often it got no reply, and gave the connection up.
+    pub silences: u32,
     /// The longest time between two acknowledgements.
     pub pause_max: Duration,
 }
@@ -81,6 +109,7 @@ impl Load {
                 session: None,
                 key: None,
                 zxid: Zxid::ZERO,
+                bytes: plan.bytes,
                 next: 1,
                 pending: VecDeque::new(),
                 written: Written {
@@ -93,11 +122,15 @@ impl Load {
             let stop = Arc::clone(&stop);
             thread::spawn(move || {
                 writer.run(plan.depth, &stop)?;
+                writer.leave()?;
                 Ok(writer.written)
             })
         });
+        let writers = writers.collect();
+        let (flying, addresses) = (Arc::clone(&stop), addresses.to_vec());
         Ok(Self {
-            writers: writers.collect(),
+            writers,
+            mayflies: thread::spawn(move || mayflies(&addresses, &flying)),
             stop,
             acknowledged,
         })
@@ -110,7 +143,7 @@ impl Load {
 
     /// Whether a writer has given up.
     pub fn has_failed(&self) -> bool {
-        self.writers.iter().any(JoinHandle::is_finished)
+        self.writers.iter().any(JoinHandle::is_finished) || self.mayflies.is_finished()
     }
 
     /// Waits until `more` steps have been acknowledged.
@@ -132,11 +165,11 @@ impl Load {
         Ok(())
     }
 
-    /// Ends the load.
+    /// Ends the load. Also says how many mayflies there were.
     ///
     /// # Errors
     /// What a writer saw that must not be.
-    pub fn stop(self) -> Result<Vec<Written>> {
+    pub fn stop(self) -> Result<(Vec<Written>, u32)> {
         self.stop.store(true, Ordering::Relaxed);
         let mut written = Vec::new();
         for writer in self.writers {
@@ -145,7 +178,10 @@ impl Load {
                 Err(_) => bail!("a writer panicked"),
             }
         }
-        Ok(written)
+        match self.mayflies.join() {
+            Ok(outcome) => Ok((written, outcome?)),
+            Err(_) => bail!("the thread of the mayflies panicked"),
+        }
     }
 }
 
@@ -159,6 +195,7 @@ struct Writer {
     key: Option<SessionKey>,
     /// The largest zxid seen.
     zxid: Zxid,
+    bytes: usize,
     next: u64,
     /// Steps sent and not known, oldest first: each is a create and a set.
     pending: VecDeque<u64>,
@@ -172,6 +209,8 @@ impl Writer {
         self.find_member()?;
         let parent = self.parent();
         self.session()?.call(&create(&parent, b"0"))?.ok()?;
+        let ephemeral = ephemeral(self.id);
+        self.session()?.call(&create_ephemeral(&ephemeral))?.ok()?;
         self.heard = Instant::now();
         loop {
             let ending = stop.load(Ordering::Relaxed);
@@ -183,6 +222,7 @@ impl Writer {
                     return Err(error.context(format!("writer {}", self.id)));
                 }
                 self.written.reconnects += 1;
+                self.written.silences += u32::from(is_silence(&error));
                 self.at += 1;
                 self.find_member_and_settle()
                     .with_context(|| format!("writer {} after {error:#}", self.id))?;
@@ -196,8 +236,9 @@ impl Writer {
         while self.pending.len() < depth {
             let step = self.next;
             let (path, data) = (self.path(step), step.to_string());
+            let padded = format!("{data:<width$}", width = self.bytes);
             let session = self.session()?;
-            session.send(&create(&path, data.as_bytes()));
+            session.send(&create(&path, padded.as_bytes()));
             session.send(&Request::SetData {
                 path: &parent,
                 data: Some(data.as_bytes()),
@@ -287,7 +328,24 @@ impl Writer {
                 "{parent} says {last}, and {least} to {step} have happened"
             );
         }
+        let ephemeral = ephemeral(self.id);
+        ensure!(
+            self.read(&ephemeral)?.is_some(),
+            "{ephemeral} is gone, and its session is alive"
+        );
         Ok(())
+    }
+
+    /// Closes the session, on whatever member takes it.
+    fn leave(&mut self) -> Result<()> {
+        let deadline = Instant::now() + FIND_PATIENCE;
+        loop {
+            self.find_member_and_settle()?;
+            match self.session.take().map_or(Ok(()), Session::close) {
+                Err(error) if is_connection(&error) && Instant::now() < deadline => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Data and czxid of a znode.
@@ -361,6 +419,11 @@ pub fn parent(writer: u32) -> String {
     format!("{ROOT}/w{writer}")
 }
 
+/// The ephemeral znode of a writer's session.
+pub fn ephemeral(writer: u32) -> String {
+    format!("{ROOT}/e{writer}")
+}
+
 /// The znode of a step.
 pub fn path(writer: u32, step: u64) -> String {
     format!("{ROOT}/w{writer}/n{step:08}")
@@ -371,6 +434,118 @@ fn is_connection(error: &anyhow::Error) -> bool {
     error.is::<std::io::Error>()
         || error.is::<ringkeeper_harness::Closed>()
         || error.chain().any(|cause| cause.is::<std::io::Error>())
+}
+
+/// Whether nothing came for as long as a reply may take.
+fn is_silence(error: &anyhow::Error) -> bool {
+    let kinds = [ErrorKind::WouldBlock, ErrorKind::TimedOut];
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|error| kinds.contains(&error.kind()))
+}
+
+/// Lets mayflies live and die, one after the other, until `stop`; returns how many.
+fn mayflies(addresses: &[SocketAddr], stop: &AtomicBool) -> Result<u32> {
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        count += u32::from(mayfly(addresses, count, stop)?);
+    }
+    Ok(count)
+}
+
+/// One session that makes an ephemeral znode and is then left alone. False if its member was lost before.
+fn mayfly(addresses: &[SocketAddr], number: u32, stop: &AtomicBool) -> Result<bool> {
+    let path = format!("{ROOT}/m{number}");
+    let address = |at: u32| addresses.get(at as usize % addresses.len().max(1)).copied();
+    let home = address(number).context("there is no member")?;
+    let Ok(mut session) = Session::open_within(home, MAYFLY_MS, REPLY_PATIENCE) else {
+        thread::sleep(FIND_PAUSE);
+        return Ok(false);
+    };
+    let created = Instant::now();
+    let timeout = Duration::from_millis(session.timeout_ms().unsigned_abs().into());
+    let is_there = session.call(&create_ephemeral(&path)).is_ok_and(|reply| {
+        // An earlier one of this number that nobody was told of lives for its own time.
+        reply.header.error == 0
+    });
+    drop(session);
+    if !is_there {
+        // Whoever has this name has to go first.
+        return see_out(addresses, number, &path, None, stop).map(|()| false);
+    }
+    see_out(addresses, number, &path, Some(created + timeout), stop).map(|()| true)
+}
+
+/// Waits until `path` is gone. Before `until` it must not be.
+fn see_out(
+    addresses: &[SocketAddr],
+    number: u32,
+    path: &str,
+    until: Option<Instant>,
+    stop: &AtomicBool,
+) -> Result<()> {
+    let patience = Instant::now() + MAYFLY_PATIENCE;
+    let mut at = number as usize + 1;
+    let mut session = None;
+    loop {
+        let there = match &mut session {
+            Some(session) => look(session, path),
+            None => {
+                at += 1;
+                let address = addresses.get(at % addresses.len().max(1));
+                let address = address.context("there is no member")?;
+                session = Session::open_within(*address, SESSION_MS, REPLY_PATIENCE).ok();
+                thread::sleep(MAYFLY_PAUSE);
+                continue;
+            }
+        };
+        match there {
+            Ok(true) => {}
+            Ok(false) => {
+                let early = until.and_then(|until| until.checked_duration_since(Instant::now()));
+                ensure!(
+                    early.is_none(),
+                    "{path} is gone {early:?} before its session's time is over"
+                );
+                if let Some(session) = session {
+                    // Its member may be dying; then the session ends by itself.
+                    _ = session.close();
+                }
+                return Ok(());
+            }
+            Err(error) if is_connection(&error) => session = None,
+            Err(error) => return Err(error.context(format!("look for {path}"))),
+        }
+        let is_ending = stop.load(Ordering::Relaxed);
+        ensure!(
+            Instant::now() < patience,
+            "{path} is there after {MAYFLY_PATIENCE:?}, and its session was left alone (ending: {is_ending})"
+        );
+        thread::sleep(MAYFLY_PAUSE);
+    }
+}
+
+/// Whether a znode is there, by the newest state.
+fn look(session: &mut Session, path: &str) -> Result<bool> {
+    session.call(&Request::Sync { path })?.ok()?;
+    let reply = session.call(&Request::Exists { path, watch: false })?;
+    if reply.header.error == ringkeeper_proto::ZkError::NoNode.code() {
+        return Ok(false);
+    }
+    reply.ok()?;
+    Ok(true)
+}
+
+/// A request for an ephemeral znode.
+fn create_ephemeral(path: &str) -> Request<'_> {
+    match create(path, b"") {
+        Request::Create { op, mut create } => {
+            create.flags = 1;
+            Request::Create { op, create }
+        }
+        other => other,
+    }
 }
 
 /// A request for a persistent znode.

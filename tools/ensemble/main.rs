@@ -1,55 +1,96 @@
-//! `ringkeeper-ensemble`: starts an ensemble on loopback, writes, kills, stops and restarts members one
-//! at a time, the leader more often than others, and checks that nothing acknowledged is lost, that
-//! each session's writes have their order, and that no session expires.
+//! `ringkeeper-ensemble`: starts an ensemble on loopback, writes, and makes trouble: faults of one member at
+//! a time, of the network between them or of all; replacement of every member by another kind of server;
+//! every kind of synchronization; kills of the leader with a clock running. Afterwards it checks that
+//! nothing acknowledged is lost, that each session's writes have their order, that no session expired, that
+//! ephemeral znodes lived as long as their sessions, and that no epoch had two leaders.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a tool's report")]
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use ringkeeper_ensemble::check::check;
+use ringkeeper_ensemble::check::{check, check_epochs};
 use ringkeeper_ensemble::faults::{Fault, inflict};
 use ringkeeper_ensemble::load::{Load, LoadPlan};
-use ringkeeper_ensemble::{Ensemble, Plan, apache, debian};
+use ringkeeper_ensemble::replace::replace_all;
+use ringkeeper_ensemble::{Ensemble, Plan, apache, debian, failover, synchronize};
 use ringkeeper_harness::Launch;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Length of a step's data where synchronizations are provoked: few steps fill a log.
+const STEP_BYTES: usize = 4096;
 
 /// Runs an ensemble under load and faults, and checks that nothing acknowledged is lost
 #[derive(Debug, Parser)]
 #[command(name = "ringkeeper-ensemble", version)]
 struct Options {
+    #[command(subcommand)]
+    trouble: Option<Trouble>,
     /// A voter: `apache`, `debian`, or a command line ({config} in it stands for the zoo.cfg); repeated
-    #[arg(long = "voter")]
+    #[arg(long = "voter", global = true)]
     voters: Vec<String>,
     /// An observer, in the same way
-    #[arg(long = "observer")]
+    #[arg(long = "observer", global = true)]
     observers: Vec<String>,
     /// Faults, one after the other
     #[arg(long, default_value_t = 6)]
     faults: u32,
+    /// Put proxies between the members: faults of the network too, slow disks, and kills of all at once
+    #[arg(long)]
+    network: bool,
     /// Seed of what is random; printed, and different each time when not given
     #[arg(long)]
     seed: Option<u64>,
     /// Sessions that write
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, global = true)]
     writers: u32,
     /// Steps that each keeps in flight
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, global = true)]
     depth: usize,
     /// A line for every zoo.cfg (key=value); may be repeated
-    #[arg(long = "set")]
+    #[arg(long = "set", global = true)]
     settings: Vec<String>,
     /// Where data lies; kept. Default: a temporary directory, kept only when something is wrong
-    #[arg(long)]
+    #[arg(long, global = true)]
     dir: Option<PathBuf>,
+}
+
+/// Instead of faults
+#[derive(Clone, Debug, Subcommand)]
+enum Trouble {
+    /// Replace every member by a server of another kind, under load, and then back
+    Replace {
+        /// The other kind, as for --voter
+        #[arg(long)]
+        by: String,
+        /// Leave the others in place
+        #[arg(long)]
+        one_way: bool,
+    },
+    /// See DIFF, TRUNC and SNAP between all kinds of members that there are
+    Synchronize {
+        /// Attempts
+        #[arg(long, default_value_t = 6)]
+        rounds: u32,
+    },
+    /// Kill the leader again and again, and measure how long a client of another member cannot write
+    Failover {
+        /// How often
+        #[arg(long, default_value_t = 20)]
+        kills: u32,
+        /// Znodes of 100 bytes that are there
+        #[arg(long, default_value_t = 100)]
+        znodes: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -68,16 +109,22 @@ fn run(options: &Options) -> Result<()> {
         .tempdir()?;
     let dir = options.dir.clone();
     let dir = dir.unwrap_or_else(|| temporary.path().to_owned());
-    let seed = options.seed.unwrap_or_else(seed_of_now);
-    println!("seed {seed}, in {}", dir.display());
+    let synchronizes = matches!(options.trouble, Some(Trouble::Synchronize { .. }));
+    let mut settings = Vec::new();
+    if synchronizes {
+        settings.extend(synchronize::SETTINGS.map(str::to_owned));
+    }
+    settings.extend_from_slice(&options.settings);
     let plan = Plan {
         voters: launches(&options.voters)?,
         observers: launches(&options.observers)?,
-        settings: options.settings.clone(),
+        settings,
         absent: BTreeSet::new(),
+        proxied: options.network || synchronizes,
     };
     let mut ensemble = Ensemble::new(&plan, &dir)?;
-    let outcome = run_faults(options, &mut ensemble, seed);
+    println!("in {}", dir.display());
+    let outcome = run_in(options, &mut ensemble);
     if outcome.is_err() && options.dir.is_none() {
         let kept = temporary.keep();
         return outcome
@@ -86,7 +133,7 @@ fn run(options: &Options) -> Result<()> {
     outcome
 }
 
-fn run_faults(options: &Options, ensemble: &mut Ensemble, seed: u64) -> Result<()> {
+fn run_in(options: &Options, ensemble: &mut Ensemble) -> Result<()> {
     let began = Instant::now();
     ensemble.start(PATIENCE)?;
     println!(
@@ -94,51 +141,110 @@ fn run_faults(options: &Options, ensemble: &mut Ensemble, seed: u64) -> Result<(
         began.elapsed(),
         ensemble.leader()
     );
+    if let Some(Trouble::Failover { kills, znodes }) = &options.trouble {
+        return fail_over(ensemble, *kills, *znodes);
+    }
     let ids = ensemble.ids();
     let addresses = ids.iter().map(|id| ensemble.address(*id));
     let addresses = addresses.collect::<Result<Vec<_>>>()?;
+    let is_synchronize = matches!(options.trouble, Some(Trouble::Synchronize { .. }));
     let plan = LoadPlan {
         writers: options.writers,
         depth: options.depth.max(1),
+        bytes: if is_synchronize { STEP_BYTES } else { 0 },
     };
     let load = Load::start(&addresses, plan)?;
-    let faulted = inflict_all(options, ensemble, &load, seed, &ids);
+    let made = make_trouble(options, ensemble, &load);
+    let checked = stop_and_check(ensemble, load, &addresses);
     // What a writer saw says more than that it does not write any more.
-    let written = match (load.stop(), faulted) {
-        (Err(error), _) | (Ok(_), Err(error)) => return Err(error),
-        (Ok(written), Ok(())) => written,
-    };
-    let found = check(&addresses, &written)?;
-    let reconnects: u32 = written.iter().map(|it| it.reconnects).sum();
-    let pause = written
-        .iter()
-        .map(|it| it.pause_max)
-        .max()
-        .unwrap_or_default();
-    println!(
-        "{} acknowledged steps there at each of {} members; {reconnects} reconnects, longest pause {pause:.1?}",
-        found.steps, found.members
-    );
+    checked.and(made)?;
     println!("nothing lost, {:.1?}", began.elapsed());
     Ok(())
 }
 
-fn inflict_all(
-    options: &Options,
-    ensemble: &mut Ensemble,
-    load: &Load,
-    seed: u64,
-    ids: &[u64],
-) -> Result<()> {
-    let mut rng = SmallRng::seed_from_u64(seed);
+fn make_trouble(options: &Options, ensemble: &mut Ensemble, load: &Load) -> Result<()> {
     load.wait_for(100, PATIENCE)?;
+    match &options.trouble {
+        Some(Trouble::Replace { by, one_way }) => {
+            let back = ensemble.member(1)?.launch().clone();
+            replace_each(ensemble, load, &launch(by)?)?;
+            if !one_way {
+                replace_each(ensemble, load, &back)?;
+            }
+            Ok(())
+        }
+        Some(Trouble::Synchronize { rounds }) => {
+            let say = |line: &str| println!("{line}");
+            let seen = synchronize::provoke(ensemble, load, STEP_BYTES, *rounds, say)?;
+            for (one, times) in seen {
+                println!("{one}: {times}");
+            }
+            Ok(())
+        }
+        _ => inflict_all(options, ensemble, load),
+    }
+}
+
+fn replace_each(ensemble: &mut Ensemble, load: &Load, by: &Launch) -> Result<()> {
+    replace_all(ensemble, load, by, |id, took| {
+        println!(
+            "member {id} is {} after {took:.1?}, {} steps",
+            by.name,
+            load.acknowledged()
+        );
+    })
+}
+
+fn fail_over(ensemble: &mut Ensemble, kills: u32, znodes: u64) -> Result<()> {
+    let began = Instant::now();
+    failover::populate(ensemble, znodes)?;
+    println!("{znodes} znodes made in {:.1?}", began.elapsed());
+    let mut pauses = failover::measure(ensemble, kills)?;
+    println!("each: {pauses:.1?}");
+    pauses.sort_unstable();
+    let at = |part: usize| pauses.get((pauses.len() - 1) * part / 100).copied();
+    println!(
+        "leader killed to next write at a surviving client, {} kills, {znodes} znodes: p50 {:.1?}, p90 {:.1?}, max {:.1?}",
+        pauses.len(),
+        at(50).unwrap_or_default(),
+        at(90).unwrap_or_default(),
+        at(100).unwrap_or_default()
+    );
+    Ok(())
+}
+
+fn stop_and_check(ensemble: &Ensemble, load: Load, addresses: &[SocketAddr]) -> Result<()> {
+    let (written, mayflies) = load.stop()?;
+    let epochs = check_epochs(ensemble)?;
+    let found = check(addresses, &written)?;
+    let sum = |count: fn(&ringkeeper_ensemble::load::Written) -> u32| -> u32 {
+        written.iter().map(count).sum()
+    };
+    let pause = written.iter().map(|it| it.pause_max).max();
+    println!(
+        "{} acknowledged steps there at each of {} members; {} reconnects, {} of them after a silence, longest pause {:.1?}; \
+         {mayflies} mayflies; {epochs} epochs led by Ringkeeper",
+        found.steps,
+        found.members,
+        sum(|it| it.reconnects),
+        sum(|it| it.silences),
+        pause.unwrap_or_default()
+    );
+    Ok(())
+}
+
+fn inflict_all(options: &Options, ensemble: &mut Ensemble, load: &Load) -> Result<()> {
+    let seed = options.seed.unwrap_or_else(seed_of_now);
+    println!("seed {seed}");
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let ids = ensemble.ids();
     for at in 1..=options.faults {
         let leader = ensemble.leader();
         let id = match leader {
             Some(leader) if rng.random_bool(0.5) => leader,
             _ => *ids.choose(&mut rng).context("there is no member")?,
         };
-        let fault = Fault::choose(&mut rng);
+        let fault = Fault::choose(&mut rng, ensemble, id);
         let began = Instant::now();
         let role = ensemble.role(id);
         inflict(ensemble, load, id, fault)?;
@@ -152,12 +258,15 @@ fn inflict_all(
 }
 
 fn launches(texts: &[String]) -> Result<Vec<Launch>> {
-    let launch = |text: &String| match text.as_str() {
+    texts.iter().map(|text| launch(text)).collect()
+}
+
+fn launch(text: &str) -> Result<Launch> {
+    match text {
         "apache" => apache(),
         "debian" => debian(),
         command => Launch::parse(command),
-    };
-    texts.iter().map(launch).collect()
+    }
 }
 
 fn seed_of_now() -> u64 {

@@ -84,6 +84,17 @@ impl Launch {
         self.settings.push((key.to_owned(), value.to_owned()));
     }
 
+    /// Takes a line out again.
+    pub fn unset(&mut self, key: &str) {
+        self.settings.retain(|(known, _)| known != key);
+    }
+
+    /// Starts as `other` does, with the settings that there are here.
+    pub fn become_like(&mut self, other: &Self) {
+        self.name.clone_from(&other.name);
+        self.kind = other.kind.clone();
+    }
+
     /// Adds `key=value`.
     ///
     /// # Errors

@@ -44,6 +44,16 @@ impl Server {
         })
     }
 
+    /// Changes how it is started from now on: another program, or other settings.
+    ///
+    /// # Errors
+    /// When the `zoo.cfg` cannot be written.
+    pub fn relaunch(&mut self, change: impl FnOnce(&mut Launch)) -> Result<()> {
+        change(&mut self.launch);
+        let text = self.launch.config(&self.dir.join("data"), self.port);
+        fs::write(&self.config, text).with_context(|| format!("write {}", self.config.display()))
+    }
+
     /// Starts the process and does not wait for anything.
     ///
     /// # Errors

@@ -42,6 +42,7 @@ fn start_load(ensemble: &Ensemble) -> Load {
     let plan = LoadPlan {
         writers: 2,
         depth: 4,
+        ..LoadPlan::default()
     };
     Load::start(&addresses, plan).unwrap()
 }
@@ -118,7 +119,7 @@ fn a_follower_of_apache_is_synchronized_in_every_way_and_counts_for_the_quorum()
     ensemble.wait_until_serving(PATIENCE).unwrap();
 
     // What was acknowledged is in our log too, in order, and committed.
-    let written = load.stop().unwrap();
+    let (written, _) = load.stop().unwrap();
     let addresses: Vec<_> = [2, 3].map(|id| ensemble.address(id).unwrap()).into();
     check(&addresses, &written).unwrap();
     let last = written
@@ -165,7 +166,7 @@ fn an_observer_of_apache_is_informed() {
         matches!(seen.role, Some(Role::Observing { .. }))
     });
     load.wait_for(100, PATIENCE).unwrap();
-    let written = load.stop().unwrap();
+    let (written, _) = load.stop().unwrap();
     let last = written
         .iter()
         .flat_map(|it| it.steps.last())

@@ -22,12 +22,13 @@ fn apache_loses_nothing_and_a_loss_would_be_found() {
     let plan = LoadPlan {
         writers: 2,
         depth: 4,
+        ..LoadPlan::default()
     };
     let load = Load::start(&addresses, plan).unwrap();
     load.wait_for(100, PATIENCE).unwrap();
     let leader = ensemble.leader().unwrap();
     inflict(&mut ensemble, &load, leader, Fault::Kill).unwrap();
-    let written = load.stop().unwrap();
+    let (written, _) = load.stop().unwrap();
     let found = check(&addresses, &written).unwrap();
     assert_eq!(found.members, 3);
     assert!(found.steps >= 200, "{found:?}");
