@@ -35,6 +35,13 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.print {
+        // What the members log stands between the lines of the trace.
+        tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .without_time()
+            .init();
+    }
     if let Some(seed) = arguments.seed {
         let outcome = guarded(seed, arguments.print);
         println!(
