@@ -251,7 +251,11 @@ impl Checks {
     /// A leader has looked for sessions that are to be expired, and proposed these.
     pub(crate) fn expiring(&mut self, member: usize, zxids: (Zxid, Zxid), at_ms: u64) {
         let (after, through) = zxids;
-        for counter in after.counter() + 1..=through.counter() {
+        let first = match after.epoch() == through.epoch() {
+            true => after.counter() + 1,
+            false => 1,
+        };
+        for counter in first..=through.counter() {
             let heard = self.heard.get(&member).cloned().unwrap_or_default();
             let zxid = Zxid::new(through.epoch(), counter);
             self.expiries.insert(zxid, Expiry { at_ms, heard });

@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .without_time()
+            .with_ansi(false)
             .init();
     }
     if let Some(seed) = arguments.seed {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use ringkeeper_peers::{Packet, PeerCommand, PeerEvent};
 use ringkeeper_proto::ServerId;
+use ringkeeper_proto::election::Ballot;
 use ringkeeper_proto::quorum::TouchTable;
 use ringkeeper_zab::{LinkId, Message, Notification};
 
@@ -266,6 +267,7 @@ impl World {
             PeerCommand::Close { link } => self.close(link.0, member),
             PeerCommand::Notify { to, notification } => {
                 let to = usize::try_from(to.0).unwrap_or(0);
+                self.note_notification(member, to, &notification);
                 let key = (member.min(to), member.max(to));
                 let link = self.network.pairs.get(&key).and_then(|pair| pair.link);
                 match link {
@@ -274,6 +276,20 @@ impl World {
                 }
             }
         }
+    }
+
+    fn note_notification(&mut self, member: usize, to: usize, notification: &Notification) {
+        let what = match notification.ballot {
+            Ballot::For(_) => "vote",
+            Ballot::Blank(_) => "blank",
+            Ballot::None => "asks",
+        };
+        let leader = match notification.ballot {
+            Ballot::For(vote) => vote.leader.0,
+            Ballot::Blank(_) | Ballot::None => 0,
+        };
+        let round = notification.round << 8 | leader;
+        self.trace.note(self.now, member, what, to as u64, round);
     }
 
     fn note_packet(&mut self, member: usize, link: LinkId, packet: &Packet) {
