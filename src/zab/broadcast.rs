@@ -16,8 +16,18 @@ use crate::message::Proposal;
 pub(crate) struct Outstanding<P> {
     proposals: VecDeque<Proposal<P>>,
     committed: Zxid,
-    /// Waiting syncs, each with the zxid that must be committed first, in order.
-    syncs: VecDeque<(Zxid, SyncOrigin)>,
+    /// Waiting syncs, in order.
+    syncs: VecDeque<Waiting>,
+}
+
+/// A sync that waits.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    /// What must be committed first.
+    after: Zxid,
+    /// The round of PINGs in which a quorum must have said that it still follows.
+    round: u64,
+    origin: SyncOrigin,
 }
 
 impl<P: Clone> Outstanding<P> {
@@ -55,20 +65,33 @@ impl<P: Clone> Outstanding<P> {
         Some(proposal)
     }
 
-    /// A sync waits for what is proposed now.
-    pub(crate) fn sync(&mut self, origin: SyncOrigin) {
-        self.syncs.push_back((self.last(), origin));
+    /// A sync waits for what is proposed now, and for a round of PINGs.
+    pub(crate) fn sync(&mut self, origin: SyncOrigin, round: u64) {
+        let after = self.last();
+        self.syncs.push_back(Waiting {
+            after,
+            round,
+            origin,
+        });
     }
 
     /// Takes out the next sync of a learner whose wait is over at `committed`, or of a client of this
-    /// server whose wait is over at `delivered`.
-    pub(crate) fn sync_done(&mut self, delivered: Zxid) -> Option<SyncOrigin> {
-        let done = |(after, origin): &(Zxid, SyncOrigin)| match origin {
-            SyncOrigin::Own(_) => *after <= delivered,
-            SyncOrigin::Learner(_) => *after <= self.committed,
+    /// server whose wait is over at `delivered`, if its round is among those that are `confirmed`.
+    pub(crate) fn sync_done(&mut self, delivered: Zxid, confirmed: u64) -> Option<SyncOrigin> {
+        let done = |it: &Waiting| {
+            let through = match it.origin {
+                SyncOrigin::Own(_) => delivered,
+                SyncOrigin::Learner(_) => self.committed,
+            };
+            it.after <= through && it.round <= confirmed
         };
         let at = self.syncs.iter().position(done)?;
-        self.syncs.remove(at).map(|(_, origin)| origin)
+        self.syncs.remove(at).map(|it| it.origin)
+    }
+
+    /// The last round that a sync waits for.
+    pub(crate) fn round_wanted(&self) -> u64 {
+        self.syncs.back().map_or(0, |it| it.round)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Proposal<P>> {
@@ -88,5 +111,41 @@ impl<P: Clone> Outstanding<P> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.proposals.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringkeeper_proto::Epoch;
+
+    use super::*;
+    use crate::message::LinkId;
+
+    #[test]
+    fn a_sync_waits_for_its_round_and_for_what_was_proposed_before_it() {
+        let zxid = |counter| Zxid::new(Epoch(1), counter);
+        let mut outstanding = Outstanding::after(zxid(1));
+        outstanding.propose(Proposal {
+            zxid: zxid(2),
+            payload: (),
+        });
+        let (own, learner) = (SyncOrigin::Own(1), SyncOrigin::Learner(LinkId(7)));
+        outstanding.sync(own, 3);
+        outstanding.sync(learner, 4);
+        assert_eq!(outstanding.round_wanted(), 4);
+        assert_eq!(outstanding.sync_done(zxid(1), 9), None, "not committed");
+        assert!(outstanding.commit_next(zxid(2)).is_some());
+        assert_eq!(
+            outstanding.sync_done(zxid(1), 2),
+            None,
+            "nobody confirmed it"
+        );
+        assert_eq!(outstanding.sync_done(zxid(1), 4), Some(learner));
+        assert_eq!(
+            outstanding.sync_done(zxid(1), 4),
+            None,
+            "not delivered here"
+        );
+        assert_eq!(outstanding.sync_done(zxid(2), 3), Some(own));
     }
 }

@@ -38,6 +38,10 @@ pub(crate) struct Leader<P> {
     disloyal: BTreeSet<ServerId>,
     phase_since: Moment,
     ping_at: Moment,
+    /// Rounds of PINGs that were begun, and the last that a quorum has answered: it followed this leader
+    /// after the round began.
+    round: u64,
+    confirmed: u64,
     upkeep_at: Moment,
     resigned: bool,
 }
@@ -99,6 +103,8 @@ impl<P: Clone> Leader<P> {
             disloyal: BTreeSet::new(),
             phase_since: core.now,
             ping_at: core.now.after(timing.tick_time.div_ceil(2)),
+            round: 0,
+            confirmed: 0,
             upkeep_at: core.now.after(timing.tick_time),
             resigned: false,
         }
@@ -520,12 +526,37 @@ impl<P: Clone> Leader<P> {
         origin: SyncOrigin,
         outputs: &mut Vec<Output<P>>,
     ) {
-        self.outstanding.sync(origin);
+        // One round at a time: what is asked for while one is under way waits for the next together.
+        let is_under_way =
+            self.round > self.confirmed && self.outstanding.round_wanted() >= self.round;
+        self.outstanding.sync(origin, self.round + 1);
+        if !is_under_way {
+            self.ping(outputs);
+        }
+        self.count_pongs(core, outputs);
+    }
+
+    /// A quorum still follows: what syncs wait for, lest a leader that was replaced and has not noticed
+    /// answer from its own past.
+    fn count_pongs(&mut self, core: &CoreState, outputs: &mut Vec<Output<P>>) {
+        let me = core.id();
+        let voters = self.learners.values();
+        let ponged: BTreeMap<ServerId, u64> = voters
+            .filter_map(|progress| Some((progress.id, progress.follows_through()?)))
+            .collect();
+        let reached = core.config.ensemble.reached_by_quorum(|id| match id == me {
+            true => Some(self.round),
+            false => ponged.get(&id).copied(),
+        });
+        self.confirmed = self.confirmed.max(reached.unwrap_or(0));
         self.release_syncs(core, outputs);
+        if self.outstanding.round_wanted() > self.round {
+            self.ping(outputs);
+        }
     }
 
     fn release_syncs(&mut self, core: &CoreState, outputs: &mut Vec<Output<P>>) {
-        while let Some(origin) = self.outstanding.sync_done(core.delivered) {
+        while let Some(origin) = self.outstanding.sync_done(core.delivered, self.confirmed) {
             match origin {
                 SyncOrigin::Own(tag) => outputs.push(Output::Synced { tag }),
                 SyncOrigin::Learner(link) if self.learners.contains_key(&link) => {
@@ -628,7 +659,11 @@ impl<P: Clone> Leader<P> {
                 return self.promised(core, link, current_epoch, last_logged, outputs);
             }
             Message::Ack { zxid } if progress.is_live() => self.acked(core, link, zxid, outputs),
-            Message::Ping { .. } if progress.is_live() => Ok(()),
+            Message::Ping { round } if progress.is_live() && round <= self.round => {
+                progress.pong(round);
+                self.count_pongs(core, outputs);
+                Ok(())
+            }
             Message::Request(request) if serving => {
                 outputs.push(Output::Forwarded {
                     link,
@@ -788,12 +823,13 @@ impl<P: Clone> Leader<P> {
         self.drop_silent(core, outputs)
     }
 
-    fn ping(&self, outputs: &mut Vec<Output<P>>) {
-        let zxid = self.outstanding.last();
+    fn ping(&mut self, outputs: &mut Vec<Output<P>>) {
+        self.round += 1;
+        let round = self.round;
         for (link, progress) in &self.learners {
             // ZK: a learner that is not synchronized does not expect a PING.
             if progress.is_live() {
-                let (link, message) = (*link, Message::Ping { zxid });
+                let (link, message) = (*link, Message::Ping { round });
                 outputs.push(Output::Send { link, message });
             }
         }

@@ -428,8 +428,8 @@ impl Learner {
             }
             // An Apache leader would take an answer for the acknowledgement of NEWLEADER.
             Message::Ping { .. } if !taken => {}
-            Message::Ping { zxid } => {
-                let message = Message::Ping { zxid };
+            Message::Ping { round } => {
+                let message = Message::Ping { round };
                 outputs.push(Output::Send { link, message });
             }
             Message::Sync if serving => stream.syncs.push_back(stream.committed),

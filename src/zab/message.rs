@@ -122,8 +122,9 @@ pub enum Message<P> {
     /// Both: I am alive (PING). A learner's answer carries session touches, which the caller adds and
     /// takes off: they do not concern Zab.
     Ping {
-        /// The leader's last proposal; the same back.
-        zxid: Zxid,
+        /// The leader counts its PINGs; the same back. (An Apache leader sends its last zxid, which nobody
+        /// looks at, and gets it back too.)
+        round: u64,
     },
     /// Leader: all that was proposed before your sync request has been sent as committed (SYNC).
     Sync,

@@ -19,6 +19,8 @@ pub(crate) struct Progress {
     /// The end of what it said is durable; counts from [`Stage::Synced`] on.
     acked: Zxid,
     pub(crate) heard_at: Moment,
+    /// The last round of PINGs that it has answered.
+    ponged: u64,
     /// Since when the proposal after `acked` waits, if one does.
     unacked_since: Option<Moment>,
 }
@@ -50,6 +52,7 @@ impl Progress {
             sent: Zxid::ZERO,
             acked: Zxid::ZERO,
             heard_at: now,
+            ponged: 0,
             unacked_since: None,
         }
     }
@@ -101,6 +104,16 @@ impl Progress {
         self.acked = zxid;
         self.unacked_since = (zxid < self.sent).then_some(now);
         Ok(())
+    }
+
+    /// It answers the PING of `round`.
+    pub(crate) fn pong(&mut self, round: u64) {
+        self.ponged = self.ponged.max(round);
+    }
+
+    /// The last round in which it has said that it follows, as far as that counts.
+    pub(crate) fn follows_through(&self) -> Option<u64> {
+        (self.stage == Stage::Synced && !self.observer).then_some(self.ponged)
     }
 
     /// How far it counts towards a quorum.

@@ -888,8 +888,8 @@ pub(crate) fn describe(message: &Message<u32>) -> String {
         | Message::Snap { zxid }
         | Message::Ack { zxid }
         | Message::Commit { zxid }
-        | Message::CommitAndActivate { zxid, .. }
-        | Message::Ping { zxid } => format!("{name} {zxid:?}"),
+        | Message::CommitAndActivate { zxid, .. } => format!("{name} {zxid:?}"),
+        Message::Ping { round } => format!("{name} {round}"),
         Message::Proposal(proposal)
         | Message::Inform(proposal)
         | Message::InformAndActivate { proposal, .. } => {
