@@ -78,6 +78,9 @@ pub struct Recovered {
     /// settle. The tree is loaded up to it, or up to the log's base if that is higher (a snapshot from
     /// a leader that was never established proves no commit).
     pub committed: Zxid,
+    /// Some of what this server has acknowledged cannot be read, and `history` ends before it. It knows what it
+    /// promised, but neither votes nor says where its log ends, and is brought in line by a snapshot.
+    pub damaged: bool,
     /// Nothing was lost, though no epoch was ever saved: the operator says so (ZooKeeper: the
     /// `initialize` file), or the server was alone before. Otherwise a server that is not
     /// [`Epochs::member`] votes only when a quorum is as blank, which is a new ensemble, and first

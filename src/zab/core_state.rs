@@ -24,6 +24,8 @@ pub(crate) struct CoreState {
     pub(crate) delivered: Zxid,
     /// Storage was blank, and no leader's history has been taken over since.
     pub(crate) blank: bool,
+    /// Acknowledged history cannot be read, until a leader's snapshot takes its place.
+    pub(crate) damaged: bool,
     /// Storage is blank, but so is a quorum's: in this election and reign this server counts.
     pub(crate) new_ensemble: bool,
     /// The log cannot be brought in line by a leader's DIFF or TRUNC: ask for a snapshot.
@@ -61,6 +63,7 @@ impl CoreState {
             committed,
             delivered,
             blank: !member,
+            damaged: recovered.damaged,
             new_ensemble: false,
             wants_snapshot: false,
             unreachable: BTreeSet::new(),
@@ -74,7 +77,12 @@ impl CoreState {
 
     /// Whether only a snapshot can bring this server in line.
     pub(crate) const fn must_install(&self) -> bool {
-        self.wants_snapshot || self.is_blank()
+        self.wants_snapshot || self.hides_log()
+    }
+
+    /// Whether what its log shows may be less than what this server has acknowledged.
+    pub(crate) const fn hides_log(&self) -> bool {
+        self.damaged || self.is_blank()
     }
 
     /// Whether this server may have forgotten what it promised and acknowledged.

@@ -80,6 +80,8 @@ impl Election {
         };
         let standing = match core.config.ensemble.is_voter(me) {
             false => Standing::Observer,
+            // It is not blank: two such servers must not begin anew.
+            true if core.damaged => Standing::Observer,
             true if core.blank => Standing::Blank,
             true => Standing::Voter { own, proposal: own },
         };

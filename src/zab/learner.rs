@@ -331,7 +331,7 @@ impl Learner {
         self.phase = Phase::Promised { epoch };
         // A blank server's promise proves nothing: it has lost what it promised before. One that only
         // wants a snapshot could promise, but there is no way to tell an Apache leader both.
-        let withheld = core.is_blank() || (core.wants_snapshot && !self.extended);
+        let withheld = core.hides_log() || (core.wants_snapshot && !self.extended);
         let message = Message::AckEpoch {
             current_epoch: current_epoch.filter(|_| !withheld),
             last_logged: Some(core.log.last()).filter(|_| !withheld),
@@ -547,6 +547,7 @@ impl Learner {
         assert_eq!(generation, ours, "the snapshot of another generation");
         if installed {
             core.log.replace(zxid);
+            core.damaged = false;
             core.delivered = zxid;
             let mut stream = Stream::after(zxid);
             stream.snapshot = zxid;

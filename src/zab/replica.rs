@@ -736,6 +736,41 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_log_is_not_shown() {
+        let ensemble = Ensemble::majority([1, 2, 3].map(ServerId), []).unwrap();
+        let config = Config::member(ServerId(1), ensemble, crate::timer::Timing::default());
+        let epochs = Epochs {
+            accepted: Epoch(4),
+            current: Epoch(4),
+            member: true,
+        };
+        let mut history = History::starting_at(Zxid::ZERO);
+        history.recover(zxid(4, 1));
+        let recovered = Recovered {
+            epochs,
+            history,
+            damaged: true,
+            ..Recovered::default()
+        };
+        let mut replica = Replica::new(config, recovered);
+        // It does not vote, and is not taken for blank.
+        for output in step(&mut replica, Input::Tick) {
+            if let Output::Notify { notification, .. } = output {
+                assert_eq!(notification.ballot, Ballot::None);
+            }
+        }
+        let answer = Message::AckEpoch {
+            current_epoch: None,
+            last_logged: None,
+            snapshot: false,
+        };
+        assert_eq!(promise(&mut replica, 1, 5), Some(answer));
+        let (link, message) = (LinkId(1), Message::Diff { zxid: zxid(4, 1) });
+        let refused = replica.step(Input::Received { link, message }, &mut Vec::new());
+        assert!(refused.is_err(), "only a snapshot helps");
+    }
+
+    #[test]
     fn a_leader_is_not_left_while_its_snapshot_is_installed() {
         let ensemble = Ensemble::majority([1, 2, 3].map(ServerId), []).unwrap();
         let config = Config::member(ServerId(1), ensemble, crate::timer::Timing::default());

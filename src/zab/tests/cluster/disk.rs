@@ -188,6 +188,7 @@ impl Disk {
             history.recover(*zxid);
         }
         Recovered {
+            damaged: false,
             epochs: self.epochs,
             history,
             committed: self.committed,
