@@ -35,6 +35,8 @@ pub enum Fault {
     Pause,
     /// SIGTERM, and a start.
     Restart,
+    /// kill -9, and before the start a byte in the middle of its log is flipped (one of Ringkeeper's servers).
+    Damage,
     /// All members are killed at once, started, and killed again before they are ready.
     Storm,
     /// For a while its durable writes take long (one of Ringkeeper's servers).
@@ -56,6 +58,9 @@ impl Fault {
     pub fn choose(rng: &mut SmallRng, ensemble: &Ensemble, id: u64) -> Self {
         let others: Vec<u64> = ensemble.ids().into_iter().filter(|it| *it != id).collect();
         let mut kinds = vec![Self::Kill, Self::Kill, Self::Pause, Self::Restart];
+        if !ensemble.is_apache(id) {
+            kinds.push(Self::Damage);
+        }
         if ensemble.network().is_some() {
             let bridge = others.choose(rng).map(|other| Self::Bridge(*other));
             kinds.extend([
@@ -94,7 +99,7 @@ pub fn inflict(ensemble: &mut Ensemble, load: &Load, id: u64, fault: Fault) -> R
 
 fn begin(ensemble: &mut Ensemble, id: u64, fault: Fault) -> Result<()> {
     match fault {
-        Fault::Kill => ensemble.kill(id)?,
+        Fault::Kill | Fault::Damage => ensemble.kill(id)?,
         Fault::Pause => ensemble.pause(id)?,
         Fault::Restart => ensemble.terminate(id, Duration::from_secs(10))?,
         Fault::Storm => {
@@ -138,6 +143,10 @@ fn begin(ensemble: &mut Ensemble, id: u64, fault: Fault) -> Result<()> {
 fn end(ensemble: &mut Ensemble, id: u64, fault: Fault) -> Result<()> {
     match fault {
         Fault::Kill | Fault::Restart => ensemble.spawn(id)?,
+        Fault::Damage => {
+            ensemble.damage_log(id)?;
+            ensemble.spawn(id)?;
+        }
         Fault::Storm => {}
         Fault::Pause => {
             thread::sleep(SILENCE);
