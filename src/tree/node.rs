@@ -141,6 +141,11 @@ impl<'a> Node<'a> {
         self.inner.extra().map_or(0, |extra| extra.children.len())
     }
 
+    /// Whether it has a child of this name.
+    pub fn has_child(self, name: &str) -> bool {
+        self.inner.child(name).is_some()
+    }
+
     /// Everything below it: children, their children and so on.
     pub fn all_children_number(self) -> u64 {
         self.inner.extra().map_or(0, |extra| extra.descendants)

@@ -285,7 +285,10 @@ fn prepare_create<'a>(
         Cow::Borrowed(create.path)
     };
     path::validate(&created)?;
-    if find(head, &created).is_ok() {
+    // What stands behind the last slash is its parent's child, without another walk from the root; only
+    // the root has no name.
+    let name = created.rsplit('/').next().unwrap_or("");
+    if name.is_empty() || parent.has_child(name) {
         return Err(ZkError::NodeExists);
     }
     if parent.is_ephemeral() {

@@ -845,3 +845,17 @@ fn check_replay(mut before: Tree, executed: &Executed<'_>, world: &World) {
     assert_eq!(before.zxid(), world.head.zxid());
     assert_eq!(events, world.events);
 }
+
+#[test]
+fn what_exists_is_not_created_again_wherever_it_stands() {
+    let mut world = plain();
+    world.create("/a", 0).unwrap();
+    world.create("/a/b", 0).unwrap();
+    for path in ["/", "/a", "/a/b", "/zookeeper", "/zookeeper/quota"] {
+        assert_eq!(world.create(path, 0), Err(ZkError::NodeExists), "{path}");
+    }
+    assert_eq!(
+        world.create("/a/b/c", 0),
+        Ok(WriteReply::Path("/a/b/c".into()))
+    );
+}
