@@ -317,14 +317,16 @@ impl<D: Disk> Walk<D> {
         }
     }
 
-    /// Looks for all that is whole behind the damaged place at which the chain stopped. Ends behind the last of it.
+    /// Looks for all that is whole behind the damaged place at which the chain stopped, and for what makes earlier
+    /// records void. Ends behind the last of it.
     /// `is_missing`: a segment cannot be read at all, so something is lost even where nothing further on shows it.
     pub(crate) async fn survey(
         &mut self,
         damage: Damage,
         closed: Option<CleanEnd>,
         is_missing: bool,
-    ) -> Result<Holdings, StorageError> {
+    ) -> Result<(Holdings, Vec<Void>), StorageError> {
+        let mut voids = Vec::new();
         let mut survey = Survey::behind(self.chain);
         let (mut end_index, mut end_offset) = (self.index, self.offset);
         for index in self.index..self.segments.len() {
@@ -352,6 +354,7 @@ impl<D: Disk> Walk<D> {
                     header,
                 });
                 survey.found(&header, damaged);
+                voids.extend(Void::of(&header));
                 at += len as u64;
                 (end_index, end_offset) = (index, at);
             }
@@ -363,7 +366,8 @@ impl<D: Disk> Walk<D> {
         let is_rot = matches!(ending.decision, Decision::Rot(_));
         let has_lost_more = is_rot || is_missing && survey.has_no_gap();
         let may_have_had_more = ending.decision == Decision::Torn;
-        Ok(survey.finish(damage, has_lost_more, may_have_had_more))
+        let holdings = survey.finish(damage, has_lost_more, may_have_had_more);
+        Ok((holdings, voids))
     }
 
     async fn place(

@@ -94,8 +94,15 @@ pub(crate) async fn scan_log<D: Disk>(
         if on_damage == OnDamage::Refuse {
             return Err(damage.into());
         }
-        let holdings = walk.survey(damage, contents.clean_end, is_missing).await?;
+        let (holdings, later) = walk.survey(damage, contents.clean_end, is_missing).await?;
         walk.close().await;
+        // What a truncation behind the damage has cut does not count before it either.
+        let last_zxid = later.iter().map(|void| void.above).min();
+        voids.extend(later);
+        let chain = Chain {
+            last_zxid: chain.last_zxid.min(last_zxid.unwrap_or(chain.last_zxid)),
+            ..chain
+        };
         let state = Found {
             chain,
             committed,
