@@ -10,7 +10,7 @@ use ringkeeper_config::{Config, Notice, Weight};
 
 use crate::fatal::Reason;
 use crate::logging::Format;
-use crate::{check, config_file, fatal, logging};
+use crate::{check, config_file, dev, fatal, logging};
 
 /// A coordination service that speaks the ZooKeeper protocol, on io_uring.
 ///
@@ -37,6 +37,18 @@ enum Command {
     Check {
         /// Configuration file, in the format of Apache ZooKeeper's zoo.cfg [default: built-in]
         config: Option<PathBuf>,
+    },
+    /// Run an ensemble on this machine, to try it out, until Ctrl-C.
+    Dev {
+        /// How many servers it has.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=i64::from(dev::SERVERS_MAX)))]
+        servers: u16,
+        /// Client port of the first server; further ports are the next ones.
+        #[arg(long, default_value_t = 2181)]
+        port: u16,
+        /// Where each has a directory.
+        #[arg(long, default_value = "ringkeeper-dev")]
+        dir: PathBuf,
     },
     /// Print the version.
     Version,
@@ -69,6 +81,12 @@ pub(crate) fn run(serve: fn(Config) -> Result<()>) -> ExitCode {
     let result = match command.unwrap_or(Command::Serve { config: None }) {
         Command::Serve { config } => run_server(config.as_deref(), &settings, &logging, serve),
         Command::Check { config } => return check::run(config.as_deref(), &settings.set),
+        Command::Dev { servers, port, dir } => dev::run(&dev::Plan {
+            servers,
+            port,
+            dir,
+            arguments: for_members(&settings, &logging),
+        }),
         Command::Version => print_version(),
     };
     let Err(error) = result else {
@@ -78,6 +96,18 @@ pub(crate) fn run(serve: fn(Config) -> Result<()>) -> ExitCode {
     logging::flush(Duration::from_secs(1));
     report(&error);
     ExitCode::from(Reason::of(&error).status())
+}
+
+/// The options that hold for every member of an ensemble, as they are written.
+fn for_members(settings: &Settings, logging: &Logging) -> Vec<String> {
+    let mut arguments = Vec::new();
+    for setting in &settings.set {
+        arguments.extend(["--set".to_owned(), setting.clone()]);
+    }
+    if let Some(level) = &logging.log_level {
+        arguments.extend(["--log-level".to_owned(), level.clone()]);
+    }
+    arguments
 }
 
 fn run_server(

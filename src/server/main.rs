@@ -11,6 +11,7 @@ mod command_line;
 mod config_file;
 mod connection_throttle;
 mod counts;
+mod dev;
 mod ensemble;
 mod fatal;
 mod four_letter;

@@ -318,3 +318,43 @@ fn check_needs_no_more_than_it_says() {
         "nothing is left behind"
     );
 }
+
+#[test]
+fn dev_runs_an_ensemble_until_it_is_told_to_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = ports_in_a_row(9);
+    let mut process = ringkeeper()
+        .args(["dev", "--servers", "3", "--log-level", "warn", "--dir"])
+        .arg(dir.path())
+        .arg("--port")
+        .arg(port.to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(process.stdout.take().unwrap());
+    let mut text = String::new();
+    while !text.contains("Ctrl-C stops all") {
+        assert!(output.read_line(&mut text).unwrap() > 0, "{text}");
+    }
+    assert!(text.contains("3 servers serving, server "), "{text}");
+    let addresses = format!("127.0.0.1:{port},127.0.0.1:{}", port + 1);
+    assert!(text.contains(&addresses), "{text}");
+    let pid = Pid::from_raw(i32::try_from(process.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    output.read_to_string(&mut text).unwrap();
+    assert!(process.wait().unwrap().success(), "{text}");
+    assert!(text.ends_with("stopped\n"), "{text}");
+    for port in port..port + 9 {
+        assert!(TcpListener::bind(("127.0.0.1", port)).is_ok(), "{port}");
+    }
+}
+
+/// The first of so many ports in a row that nobody listens on.
+fn ports_in_a_row(count: u16) -> u16 {
+    let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let start = 20_000 + u16::try_from(std::process::id() % 10_000).unwrap();
+    let mut candidates = (start..32_000).step_by(count.into());
+    candidates
+        .find(|first| (*first..first + count).all(free))
+        .unwrap()
+}
