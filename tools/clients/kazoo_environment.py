@@ -17,6 +17,7 @@ REQUIREMENTS = [
     "pyjks",
     "pyOpenSSL<24.3",
     "pytest",
+    "pytest-rerunfailures",
     "pytest-timeout",
 ]
 

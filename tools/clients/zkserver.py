@@ -95,8 +95,8 @@ class Server:
         self.config = self.directory / "zoo.cfg"
         self.config.write_text(text)
 
-    def start(self, timeout_s=60):
-        """Starts the process and waits until it serves clients."""
+    def spawn(self):
+        """Starts the process and does not wait."""
         log = open(self.directory / "server.log", "ab")
         self.process = subprocess.Popen(
             command(self.server, self.config, self.properties),
@@ -106,6 +106,14 @@ class Server:
             cwd=self.directory,
         )
         log.close()
+
+    def start(self, timeout_s=60):
+        """Starts the process and waits until it serves clients."""
+        self.spawn()
+        self.wait_until_serving(timeout_s)
+
+    def wait_until_serving(self, timeout_s=60):
+        """Waits until a process that was spawned serves clients."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
