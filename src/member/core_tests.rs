@@ -263,3 +263,26 @@ fn a_learner_is_not_sent_what_it_has_of_the_uncommitted_tail() {
     assert_eq!(sent(2, 5), [3, 4, 5]);
     assert_eq!(sent(6, 9), [7, 8, 9]);
 }
+
+#[test]
+fn a_leader_is_told_of_a_session_whose_client_has_just_left() {
+    let mut bench = Bench::new();
+    let core = &mut bench.core;
+    let session = SessionId(7);
+    core.now.monotonic_us += 1_000_000;
+    _ = core.touches();
+    let now_ms = core.now.monotonic_ms();
+    let holder = crate::sessions::Holder::Client(CLIENT);
+    core.sessions.insert(session, 4_000, holder, now_ms);
+    core.remember_touch(session);
+    core.sessions.close(session);
+    let told = |core: &mut Core<SimDisk>| match core.touches() {
+        ringkeeper_peers::Rider::Touches(bytes) => bytes,
+        other => panic!("{other:?}"),
+    };
+    let mut table = BytesMut::new();
+    table.put_u64(7);
+    table.put_u32(4_000);
+    assert_eq!(told(core), table);
+    assert_eq!(told(core), Bytes::new());
+}

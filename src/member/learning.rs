@@ -112,6 +112,7 @@ impl<D: Disk> Core<D> {
             ClientMessage::Write(write) => self.forward_write(&write),
             ClientMessage::Disconnected { from, session } => {
                 if self.sessions.detach(session, from) {
+                    self.remember_touch(session);
                     self.sessions.close(session);
                 }
             }

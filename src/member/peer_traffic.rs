@@ -40,6 +40,8 @@ pub(crate) struct PeerTraffic {
     wants_room: BTreeSet<LinkId>,
     /// When the leader was last told which sessions live, in milliseconds.
     told_ms: u64,
+    /// Sessions whose clients have left since, and their time-outs: what they said last counts too.
+    left: Vec<(SessionId, i32)>,
 }
 
 /// A tree that comes from the leader.
@@ -64,6 +66,7 @@ impl PeerTraffic {
     /// The role has changed: nobody waits for an answer any more.
     pub(crate) fn forget_requests(&mut self) {
         self.forwarded.clear();
+        self.left.clear();
     }
 }
 
@@ -238,12 +241,23 @@ impl<D: Disk> Core<D> {
         }
     }
 
+    /// A client of this learner is leaving: the leader has still to be told that its session was heard of.
+    pub(crate) fn remember_touch(&mut self, session: SessionId) {
+        let timeout_ms = self
+            .sessions
+            .timeout_if_touched(session, self.traffic.told_ms);
+        let left = timeout_ms.map(|timeout_ms| (session, timeout_ms));
+        self.traffic.left.extend(left);
+    }
+
     /// The sessions that this learner has heard of since it last told.
-    fn touches(&mut self) -> Rider {
+    pub(crate) fn touches(&mut self) -> Rider {
         let since_ms = self.traffic.told_ms;
         self.traffic.told_ms = self.now.monotonic_ms();
         let mut touched: Vec<(SessionId, i32)> = self.sessions.touched_since(since_ms).collect();
+        touched.append(&mut self.traffic.left);
         touched.sort_unstable();
+        touched.dedup();
         let mut table = BytesMut::with_capacity(touched.len() * 12);
         for (session, timeout_ms) in touched {
             TouchTable::put(

@@ -171,6 +171,12 @@ impl Sessions {
             .map(|(session, entry)| (*session, entry.timeout_ms))
     }
 
+    /// The time-out of a session that was heard of since `since_ms`.
+    pub(crate) fn timeout_if_touched(&self, session: SessionId, since_ms: u64) -> Option<i32> {
+        let entry = self.sessions.get(&session)?;
+        (entry.touch.last_ms() >= since_ms).then_some(entry.timeout_ms)
+    }
+
     /// Takes a session out: its close is proposed, or its client has left this learner.
     pub(crate) fn close(&mut self, session: SessionId) -> Option<Session> {
         self.expiry.remove(session);
