@@ -210,6 +210,10 @@ impl Election {
             self.votes.insert(core.id(), *proposal);
             if newer || better {
                 self.tell_all(core, outputs);
+            } else if supersedes(&core.config.ensemble, *proposal, vote) {
+                // It may have heard of this vote before it began to look itself, and then it did not count. To
+                // wait until votes are sent again would cost more than the whole election.
+                self.tell(from, outputs);
             }
         }
         self.votes.insert(from, vote);

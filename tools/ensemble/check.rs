@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ringkeeper_harness::Session;
@@ -14,6 +15,7 @@ use crate::load::{ROOT, Written, parent};
 
 const SESSION_MS: i32 = 20_000;
 const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// What was found at each member.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,8 +34,7 @@ pub struct Found {
 pub fn check(members: &[SocketAddr], written: &[Written]) -> Result<Found> {
     let mut found = Found::default();
     for address in members {
-        let mut session = Session::open_within(*address, SESSION_MS, PATIENCE)
-            .with_context(|| format!("ask the member at {address}"))?;
+        let mut session = open_patiently(*address)?;
         session.call(&Request::Sync { path: ROOT })?.ok()?;
         let left = children(&mut session, ROOT)?;
         let left: Vec<_> = left.iter().filter(|name| !name.starts_with('w')).collect();
@@ -56,6 +57,21 @@ pub fn check(members: &[SocketAddr], written: &[Written]) -> Result<Found> {
         session.close()?;
     }
     Ok(found)
+}
+
+/// A session at a member that may be between two leaders.
+///
+/// # Errors
+/// When it gives none within [`PATIENCE`].
+pub(crate) fn open_patiently(address: SocketAddr) -> Result<Session> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Session::open_within(address, SESSION_MS, PATIENCE) {
+            Ok(session) => return Ok(session),
+            Err(_) if Instant::now() < deadline => thread::sleep(PAUSE),
+            Err(error) => return Err(error.context(format!("ask the member at {address}"))),
+        }
+    }
 }
 
 fn check_writer(session: &mut Session, known: &Written) -> Result<usize> {

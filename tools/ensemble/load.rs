@@ -22,6 +22,8 @@ use ringkeeper_harness::{Resume, Session, SessionKey};
 use ringkeeper_proto::request::CreateRequest;
 use ringkeeper_proto::{Acl, AclList, OpCode, Request, Zxid};
 
+use crate::check::open_patiently;
+
 /// The znode above all writers.
 pub const ROOT: &str = "/load";
 
@@ -96,7 +98,7 @@ impl Load {
     /// When the first session cannot be opened.
     pub fn start(addresses: &[SocketAddr], plan: LoadPlan) -> Result<Self> {
         let first = addresses.first().context("there is no member")?;
-        let mut session = Session::open(*first, SESSION_MS)?;
+        let mut session = open_patiently(*first)?;
         session.call(&create(ROOT, b""))?.ok()?;
         session.close()?;
         let stop = Arc::new(AtomicBool::new(false));
