@@ -451,6 +451,9 @@ impl<P: Clone> Leader<P> {
                 true => self.announce_activation(core, proposal, &acked, outputs),
                 false => self.announce(proposal, outputs),
             }
+            // A learner's sync is answered between the two transactions that it was sent between: an
+            // Apache learner takes what comes out of order for another server's, and waits for ever.
+            self.release_syncs(core, outputs);
         }
         core.commit_through(self.outstanding.committed(), outputs);
         self.resigned |= !core.config.ensemble.is_active_voter(me);

@@ -795,4 +795,105 @@ mod tests {
         step(&mut replica, Input::SnapshotInstalled { generation });
         assert_eq!(replica.phase_name(), "electing a leader");
     }
+
+    /// Lets storage complete at once whatever is asked of it; returns what was sent on `link`.
+    fn run(
+        replica: &mut Replica<&'static str>,
+        input: Input<&'static str>,
+        link: LinkId,
+    ) -> Vec<Message<&'static str>> {
+        let (mut inputs, mut sent) = (std::collections::VecDeque::from([input]), Vec::new());
+        let mut through = Zxid::ZERO;
+        while let Some(input) = inputs.pop_front() {
+            for output in step(replica, input) {
+                match output {
+                    Output::SaveEpoch { epochs } => inputs.push_back(Input::EpochSaved { epochs }),
+                    Output::Append { proposal } => through = proposal.zxid,
+                    Output::Flush => inputs.push_back(Input::Flushed {
+                        through,
+                        generation: GENERATION,
+                    }),
+                    Output::Send { link: to, message } if to == link => sent.push(message),
+                    _ => {}
+                }
+            }
+        }
+        sent
+    }
+
+    #[test]
+    fn a_learners_sync_is_answered_between_the_commits_that_it_was_asked_between() {
+        let ensemble = Ensemble::majority([1, 2].map(ServerId), []).unwrap();
+        let config = Config::member(ServerId(2), ensemble, crate::timer::Timing::default());
+        let recovered = Recovered {
+            epochs: Epochs {
+                accepted: Epoch(0),
+                current: Epoch(0),
+                member: true,
+            },
+            ..Recovered::default()
+        };
+        let mut replica = Replica::new(config, recovered);
+        let (link, follower) = (LinkId(1), ServerId(1));
+        run(&mut replica, Input::Tick, link);
+        let vote = Vote {
+            peer_epoch: Epoch(0),
+            zxid: Zxid::ZERO,
+            leader: ServerId(2),
+        };
+        let notification = Notification {
+            state: PeerState::Looking,
+            ballot: Ballot::For(vote),
+            round: 1,
+        };
+        let from = follower;
+        run(&mut replica, Input::Notified { from, notification }, link);
+        (0..30).for_each(|_| drop(run(&mut replica, Input::Tick, link)));
+        let mut hear = |message| run(&mut replica, Input::Received { link, message }, link);
+        hear(Message::LearnerInfo {
+            id: follower,
+            observer: false,
+            accepted_epoch: Epoch(0),
+            config_version: 0,
+        });
+        hear(Message::AckEpoch {
+            current_epoch: Some(Epoch(0)),
+            last_logged: Some(Zxid::ZERO),
+            snapshot: false,
+        });
+        hear(Message::Ack { zxid: zxid(1, 0) });
+        let propose = |replica: &mut Replica<&'static str>, counter| {
+            let zxid = zxid(1, counter);
+            assert_eq!(replica.next_zxid(), Some(zxid));
+            // Its own flush comes later, so that one acknowledgement commits both.
+            step(
+                replica,
+                Input::Proposed {
+                    zxid,
+                    payload: "set",
+                },
+            );
+        };
+        propose(&mut replica, 1);
+        let origin = SyncOrigin::Learner(link);
+        assert_eq!(step(&mut replica, Input::Sync { origin }), []);
+        propose(&mut replica, 2);
+        for counter in 1..=2 {
+            let message = Message::Ack {
+                zxid: zxid(1, counter),
+            };
+            run(&mut replica, Input::Received { link, message }, link);
+        }
+        let flushed = Input::Flushed {
+            through: zxid(1, 2),
+            generation: GENERATION,
+        };
+        let commit = |counter| Message::Commit {
+            zxid: zxid(1, counter),
+        };
+        assert_eq!(
+            run(&mut replica, flushed, link),
+            [commit(1), Message::Sync, commit(2)]
+        );
+    }
 }
