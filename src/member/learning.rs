@@ -43,13 +43,15 @@ pub(crate) struct Learning {
 struct Waiting {
     to: ClientKey,
     cxid: i32,
+    /// Whether reads of the same session wait between what is before it and this.
+    keep_before: bool,
     kind: Kind,
 }
 
 #[derive(Debug)]
 enum Kind {
     /// The leader has it.
-    Forwarded { keep_before: bool },
+    Forwarded,
     /// As well.
     Sync,
     /// Nobody has it; it waits for its turn to be refused.
@@ -79,7 +81,7 @@ impl Learning {
     fn take(&mut self, header: &TxnHeader) -> Option<(Waiting, Vec<ClientKey>)> {
         let queue = self.waiting.get_mut(&header.session)?;
         let is_it = |it: &Waiting| match it.kind {
-            Kind::Forwarded { .. } => it.cxid == header.cxid && header.op != OpCode::CreateSession,
+            Kind::Forwarded => it.cxid == header.cxid && header.op != OpCode::CreateSession,
             Kind::NewSession { .. } => header.op == OpCode::CreateSession,
             Kind::Sync | Kind::Refused(_) => false,
         };
@@ -97,6 +99,7 @@ impl<D: Disk> Core<D> {
                 let waiting = Waiting {
                     to: from,
                     cxid: 0,
+                    keep_before: false,
                     kind: Kind::NewSession { timeout_ms },
                 };
                 self.learning.push(session, waiting);
@@ -144,13 +147,19 @@ impl<D: Disk> Core<D> {
         let kind = match op {
             OpCode::Sync => Kind::Sync,
             _ if is_undecodable => Kind::Refused(ZkError::MarshallingError),
-            _ => Kind::Forwarded { keep_before },
+            _ => Kind::Forwarded,
         };
         let is_refused = matches!(kind, Kind::Refused(_));
         if op == OpCode::Sync {
             self.learning.syncs.push_back(session);
         }
-        self.learning.push(session, Waiting { to, cxid, kind });
+        let waiting = Waiting {
+            to,
+            cxid,
+            keep_before,
+            kind,
+        };
+        self.learning.push(session, waiting);
         if is_refused {
             self.refuse_next(session);
         } else {
@@ -165,6 +174,7 @@ impl<D: Disk> Core<D> {
             let Some(&Waiting {
                 to,
                 cxid,
+                keep_before,
                 kind: Kind::Refused(error),
             }) = queue.front()
             else {
@@ -179,7 +189,8 @@ impl<D: Disk> Core<D> {
                 xid: Xid(cxid),
                 outcome: Err(error),
             };
-            self.step(zxid, None, answer);
+            let before = keep_before.then(|| Box::new(self.head.clone()));
+            self.step(zxid, before, answer);
         }
     }
 
@@ -197,14 +208,21 @@ impl<D: Disk> Core<D> {
             return;
         };
         let lost: Vec<_> = queue.drain(..at).map(|it| it.to).collect();
-        if let Some(Waiting { to, cxid, .. }) = queue.pop_front() {
+        if let Some(Waiting {
+            to,
+            cxid,
+            keep_before,
+            ..
+        }) = queue.pop_front()
+        {
             let answer = Answer::Write {
                 to,
                 xid: Xid(cxid),
                 outcome: Ok(WriteReply::Empty),
             };
             self.drop_clients(lost);
-            self.step(zxid, None, answer);
+            let before = keep_before.then(|| Box::new(self.head.clone()));
+            self.step(zxid, before, answer);
             self.refuse_next(session);
         }
     }
@@ -231,16 +249,7 @@ impl<D: Disk> Core<D> {
         let (header, txn, digest) =
             decode_record(&record.bytes).expect("it was decoded once when it came");
         let taken = self.learning.take(&header);
-        let wants_before = matches!(
-            taken,
-            Some((
-                Waiting {
-                    kind: Kind::Forwarded { keep_before: true },
-                    ..
-                },
-                _
-            ))
-        );
+        let wants_before = taken.as_ref().is_some_and(|(it, _)| it.keep_before);
         let before = wants_before.then(|| Box::new(self.head.clone()));
         let applied = self.head.apply(&header, &txn, &mut self.events);
         self.unpublished = true;
