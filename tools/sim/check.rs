@@ -152,6 +152,8 @@ impl Checks {
                 self.created.insert(header.session, proposed_ms);
             }
             OpCode::Error => {}
+            // So has a multi that failed, be it because its session has moved.
+            _ if is_failed(&txn) => {}
             _ if header.cxid > 0 => {
                 let last = self.last_cxid.insert(header.session, header.cxid);
                 if let Some(last) = last
@@ -288,7 +290,11 @@ impl Checks {
                 "two leaders in epoch {epoch}: member {other} and member {member}"
             ));
         }
-        let last = self.last();
+        // A leader may find late that it has a quorum, which by then follows another one: it lacks nothing of
+        // what was committed before its epoch.
+        let earlier = self.history.partition_point(|it| it.zxid.epoch().0 < epoch);
+        let last = earlier.checked_sub(1).and_then(|at| self.history.get(at));
+        let last = last.map_or(Zxid::ZERO, |it| it.zxid);
         if tree.zxid() < last {
             return Err(format!(
                 "acknowledged writes are lost: member {member} leads epoch {epoch} with a history up to {:?}, and \
@@ -341,6 +347,10 @@ impl Checks {
             )),
         }
     }
+}
+
+fn is_failed(txn: &Txn<'_>) -> bool {
+    matches!(txn, Txn::Multi(parts) if parts.iter().any(|(_, part)| is_error(part)))
 }
 
 const fn is_error(txn: &Txn<'_>) -> bool {

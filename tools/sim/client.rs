@@ -41,7 +41,7 @@ pub(crate) struct Client {
     sleeps_until: u64,
     closing: bool,
     /// Whether it may be told that its session has expired: not while nothing goes wrong.
-    pub(crate) must_live: bool,
+    must_live: bool,
 }
 
 /// A connection of a client.
@@ -82,8 +82,9 @@ impl Client {
         }
     }
 
-    pub(crate) const fn session(&self) -> Option<SessionId> {
-        self.session
+    /// From now on it must keep its session, if it has one now.
+    pub(crate) const fn expect_to_live(&mut self) {
+        self.must_live = self.connected && !self.closing;
     }
 
     fn path(&mut self) -> String {
@@ -209,6 +210,17 @@ impl World {
         };
         client.outstanding.push_back(xid);
         client.sent_at = now;
+        let what = match &message {
+            ToServer::Write { op, .. } => op.code(),
+            _ => 0,
+        };
+        let (xid, what) = (
+            u64::from(xid.unsigned_abs()),
+            u64::from(what.unsigned_abs()),
+        );
+        self.trace
+            .note(now, 0, "request", number as u64, xid << 8 | what);
+        let client = &self.clients[number];
         let connection = client.connection;
         if let Some(connection) = connection {
             self.send_to_server(connection, message);
@@ -250,6 +262,10 @@ impl World {
         let client = &mut self.clients[number];
         client.connected = false;
         client.outstanding.clear();
+        if std::mem::take(&mut client.closing) {
+            client.session = None;
+            client.last_zxid = Zxid::ZERO;
+        }
         if let Some(id) = client.connection.take() {
             self.send_to_server(id, ToServer::Fin);
         }
@@ -321,6 +337,9 @@ impl World {
         client.heard_at = now;
         match message {
             ToClient::Connected { session } => {
+                let low = session.0.unsigned_abs() & 0xff_ffff_ffff;
+                self.trace.note(now, member, "attached", number as u64, low);
+                let client = &mut self.clients[number];
                 client.connected = true;
                 if client.session.is_none() {
                     client.session = Some(session);
@@ -342,6 +361,7 @@ impl World {
                     ));
                 }
                 client.session = None;
+                client.closing = false;
                 client.last_zxid = Zxid::ZERO;
             }
             ToClient::Reply(reply) => self.replied(number, member, reply)?,
@@ -351,9 +371,10 @@ impl World {
                 client.connection = None;
                 client.connected = false;
                 client.outstanding.clear();
-                if std::mem::take(&mut client.closing) && !client.must_live {
+                if std::mem::take(&mut client.closing) {
                     // Whether the session is closed is not known: it is left alone.
                     client.session = None;
+                    client.must_live = false;
                     client.last_zxid = Zxid::ZERO;
                 }
             }

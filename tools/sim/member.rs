@@ -26,6 +26,7 @@ use ringkeeper_tree::session::initialize_next_session;
 use ringkeeper_zab::LinkId;
 
 use crate::check::{Shown, Violation};
+use crate::network::sessions_of;
 use crate::plan::Plan;
 use crate::shard::Shard;
 use crate::world::{Event, World};
@@ -396,6 +397,7 @@ impl World {
         };
         process.turn_is_due = false;
         process.core.start_turn(now);
+        let mut heard = Vec::new();
         while let Some(event) = process.inbox.pop_front() {
             let link = match &event {
                 PeerEvent::Received { link, .. }
@@ -406,6 +408,11 @@ impl World {
             };
             // What a link said before it was closed concerns nobody any more.
             if link.is_none_or(|link| !process.closed.contains(&link)) {
+                if let PeerEvent::Received { packet, .. } = &event
+                    && process.core.standing().proposes()
+                {
+                    heard.extend(sessions_of(packet));
+                }
                 process.core.hear_peer(event);
                 for command in process.core.commands().collect::<Vec<_>>() {
                     if let ringkeeper_peers::PeerCommand::Close { link } = command {
@@ -415,6 +422,7 @@ impl World {
                 }
             }
         }
+        self.heard_of(number, heard);
         self.after_turn(number)
     }
 

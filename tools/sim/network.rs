@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use ringkeeper_peers::{Packet, PeerCommand, PeerEvent};
-use ringkeeper_proto::ServerId;
+use ringkeeper_peers::{Packet, PeerCommand, PeerEvent, Rider};
 use ringkeeper_proto::election::Ballot;
-use ringkeeper_proto::quorum::TouchTable;
+use ringkeeper_proto::quorum::{Revalidation, TouchTable};
+use ringkeeper_proto::{ServerId, SessionId};
 use ringkeeper_zab::{LinkId, Message, Notification};
 
 use crate::member::Trap;
@@ -414,7 +414,7 @@ impl World {
             }
             if !receiver.open || self.members[receiver.member].life != receiver.life {
                 if matches!(item, Item::Fin) {
-                    self.network.links.remove(&id);
+                    self.end_of(id, 1 - side);
                     return;
                 }
                 continue;
@@ -433,17 +433,6 @@ impl World {
                 // The first end is the learner's, and only a leader sends snapshots.
                 if side == 1 && matches!(packet.message, Message::Snap { .. }) {
                     it.ways[side].reading = Reading::Stream { wanted: false };
-                }
-                if let ringkeeper_peers::Rider::Touches(bytes) = &packet.rider
-                    && let Ok(table) = TouchTable::decode(bytes)
-                {
-                    let sessions: Vec<_> = table.iter().map(|touch| touch.session).collect();
-                    self.heard_of(to, sessions);
-                }
-                if let Message::Revalidate(bytes) = &packet.message
-                    && let Ok(question) = ringkeeper_proto::quorum::Revalidation::decode(bytes)
-                {
-                    self.heard_of(to, vec![question.session]);
                 }
                 let packet = *packet;
                 self.tell(to, PeerEvent::Received { link, packet });
@@ -599,6 +588,21 @@ pub(crate) struct Connect {
     tries: u64,
 }
 
+/// The sessions that a packet tells a leader of.
+pub(crate) fn sessions_of(packet: &Packet) -> Vec<SessionId> {
+    if let Rider::Touches(bytes) = &packet.rider
+        && let Ok(table) = TouchTable::decode(bytes)
+    {
+        return table.iter().map(|touch| touch.session).collect();
+    }
+    if let Message::Revalidate(bytes) = &packet.message
+        && let Ok(question) = Revalidation::decode(bytes)
+    {
+        return vec![question.session];
+    }
+    Vec::new()
+}
+
 /// What the trace shows of a packet.
 fn zxid_of(message: &Message<Bytes>) -> u64 {
     match message {
@@ -610,8 +614,8 @@ fn zxid_of(message: &Message<Bytes>) -> u64 {
         | Message::Snap { zxid }
         | Message::Ack { zxid }
         | Message::Commit { zxid }
-        | Message::CommitAndActivate { zxid, .. } => zxid.0,
-        Message::Ping { round } => *round,
+        | Message::CommitAndActivate { zxid, .. }
+        | Message::Ping { zxid } => zxid.0,
         Message::Proposal(proposal)
         | Message::Inform(proposal)
         | Message::InformAndActivate { proposal, .. } => proposal.zxid.0,

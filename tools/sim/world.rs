@@ -282,9 +282,9 @@ impl World {
             }
         }
         // Sessions that faults have ended are found out meanwhile.
-        self.run_until(self.now + 20 * self.plan.tick_ms * 1000)?;
+        self.run_until(self.now + 50 * self.plan.tick_ms * 1000)?;
         for client in &mut self.clients {
-            client.must_live = client.session().is_some();
+            client.expect_to_live();
         }
         self.run_until(self.now + 30 * self.plan.tick_ms * 1000)
     }
