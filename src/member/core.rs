@@ -390,6 +390,7 @@ impl<D: Disk> Core<D> {
                 let mut outputs = mem::take(&mut self.outputs);
                 if let Err(violation) = self.zab.step(input, &mut outputs) {
                     tracing::warn!(%violation, "a peer broke the protocol");
+                    self.stats.history_violations += u64::from(violation.is_of_history());
                 }
                 for output in outputs.drain(..) {
                     self.carry_out(output);

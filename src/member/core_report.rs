@@ -62,6 +62,8 @@ pub struct CoreStats {
     pub last_snapshot_ms: u64,
     /// Transactions after which the tree's digest was not that of the leader.
     pub digest_mismatches: u64,
+    /// Proposals, commits, acknowledgements and cuts of peers that contradicted what is here.
+    pub history_violations: u64,
     /// How learners were brought in line by this server as their leader.
     pub(crate) synchronized: Synchronizations,
     /// How this server was, as a learner.

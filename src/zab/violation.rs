@@ -100,3 +100,17 @@ pub enum Violation {
         from: ServerId,
     },
 }
+
+impl Violation {
+    /// Whether the peer's history, or what it says of ours, contradicts what is here: among servers of this software
+    /// that never happens, whatever becomes of links and processes.
+    pub const fn is_of_history(&self) -> bool {
+        matches!(
+            self,
+            Self::ProposalOrder { .. }
+                | Self::CommitOrder { .. }
+                | Self::AckOrder { .. }
+                | Self::LosesCommitted { .. }
+        )
+    }
+}

@@ -738,7 +738,10 @@ impl World {
         let serves = process.core.standing().is_serving();
         let is_new = std::mem::replace(&mut process.shown, zxid) != zxid;
         process.compared = process.compared.max(if serves { zxid } else { Zxid::ZERO });
-        let mismatches = process.core.stats_mut().digest_mismatches;
+        let (mismatches, contradictions) = {
+            let stats = process.core.stats_mut();
+            (stats.digest_mismatches, stats.history_violations)
+        };
         let mismatched = std::mem::replace(&mut process.mismatches, mismatches) != mismatches;
         let before = self.checks.len();
         for (zxid, record) in &records {
@@ -758,6 +761,11 @@ impl World {
                 serves,
             };
             self.checks.shows(number, shown)?;
+        }
+        if contradictions > 0 {
+            return Err(format!(
+                "member {number} is told what contradicts its history, at {zxid:?} or later"
+            ));
         }
         if mismatched {
             return Err(format!(
