@@ -98,14 +98,14 @@ pub fn encode(packet: &Packet, peer: Peer, out: &mut BytesMut) {
             let data = [&leader[..], payload].concat();
             put(PacketKind::InformAndActivate, *zxid, Some(&data));
         }
-        Message::Ping { zxid } => {
+        Message::Ping { round } => {
             let touches = match (&packet.rider, peer) {
                 (Rider::Touches(touches), _) => Some(&touches[..]),
                 // ZK: a leader reads the table without looking whether there is one.
                 (_, Peer::Leader) => Some(&[][..]),
                 (_, Peer::Learner) => None,
             };
-            put(PacketKind::Ping, *zxid, touches);
+            put(PacketKind::Ping, Zxid(*round), touches);
         }
         Message::Sync => put(PacketKind::Sync, Zxid::ZERO, None),
         Message::Request(body) => put_packet_with_body(out, PacketKind::Request, NO_ZXID, body),
@@ -193,7 +193,7 @@ pub fn decode(bytes: &Bytes, nameless: ServerId) -> Result<Option<Packet>, Decod
             if let Some(touches) = data.filter(|data| !data.is_empty()) {
                 rider = Rider::Touches(touches);
             }
-            Message::Ping { zxid }
+            Message::Ping { round: zxid.0 }
         }
         PacketKind::Sync => Message::Sync,
         PacketKind::Request => Message::Request(packet.into_body()),
@@ -286,7 +286,7 @@ mod tests {
             ack(None, Some(zxid), false),
             ack(None, None, true),
             Message::Ack { zxid },
-            Message::Ping { zxid },
+            Message::Ping { round: 5 },
             Message::Request(request),
             Message::Revalidate(Bytes::from_static(b"twelve bytes")),
         ];
@@ -310,7 +310,7 @@ mod tests {
             Message::Proposal(proposal()),
             Message::Commit { zxid },
             Message::Inform(proposal()),
-            Message::Ping { zxid },
+            Message::Ping { round: 5 },
             Message::Sync,
             Message::Revalidate(Bytes::from_static(b"9 bytes..")),
         ];
@@ -339,7 +339,7 @@ mod tests {
     fn riders_arrive() {
         let packets = [
             (
-                Message::Ping { zxid: Zxid(5) },
+                Message::Ping { round: 5 },
                 Rider::Touches(Bytes::from_static(b"0123456789ab")),
             ),
             (
@@ -365,7 +365,7 @@ mod tests {
 
     #[test]
     fn a_ping_to_a_leader_always_has_a_table() {
-        let ping = Packet::from(Message::Ping { zxid: Zxid(5) });
+        let ping = Packet::from(Message::Ping { round: 5 });
         for (peer, length) in [(Peer::Leader, [0; 4]), (Peer::Learner, [0xff; 4])] {
             let mut out = BytesMut::new();
             encode(&ping, peer, &mut out);

@@ -27,7 +27,7 @@ use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{Batch, Disk, Durable, EpochState, StorageError, Store, TxnLog};
 use ringkeeper_transport::Chain;
 use ringkeeper_tree::{Event, Tree};
-use ringkeeper_zab::{Epochs, Input, LogGeneration, Output, Proposal, Replica, Role};
+use ringkeeper_zab::{Epochs, Input, LogGeneration, Output, Proposal, Replica, Role, SyncOrigin};
 
 use crate::core_report::CoreStats;
 use crate::errand::{Done, Errand};
@@ -58,6 +58,8 @@ const STEP_BYTES: usize = 256;
 struct Sealed {
     /// Its last zxid; of a batch without transactions, the last one before it.
     through: Zxid,
+    /// The last sync in it or before it.
+    sync: u64,
     publication: Publication,
 }
 
@@ -154,6 +156,10 @@ pub struct Core<D: Disk> {
     pub(crate) recent: Recent,
     /// Where the bytes of proposals come from.
     pub(crate) payloads: BytesMut,
+    /// Syncs of this server's own clients that were asked for while it leads, and how many of them are done: a
+    /// quorum has said that it still follows.
+    syncs: u64,
+    synced: u64,
     pub(crate) committed: Zxid,
     pub(crate) published: Tree,
     pub(crate) sessions: Sessions,
@@ -223,6 +229,8 @@ impl<D: Disk> Core<D> {
             flush_wanted: false,
             saving: VecDeque::new(),
             sealed: VecDeque::new(),
+            syncs: 0,
+            synced: 0,
             tail: tail.map(|(zxid, bytes)| Record { zxid, bytes }).collect(),
             recent: Recent::default(),
             payloads: BytesMut::new(),
@@ -300,6 +308,7 @@ impl<D: Disk> Core<D> {
             };
             self.sealed.push_back(Sealed {
                 through: self.head.zxid(),
+                sync: self.syncs,
                 publication,
             });
         }
@@ -408,6 +417,14 @@ impl<D: Disk> Core<D> {
         }
     }
 
+    /// A sync of one of this server's own clients takes its place among the writes: what its batch tells waits
+    /// until a quorum has said that it still follows.
+    pub(crate) fn sync(&mut self) {
+        self.syncs += 1;
+        let origin = SyncOrigin::Own(self.syncs);
+        self.input(Input::Sync { origin });
+    }
+
     /// Another input, to be taken when the outputs of this one are carried out.
     pub(crate) fn input_next(&mut self, input: Input<Bytes>) {
         self.inputs.push_back(input);
@@ -433,8 +450,7 @@ impl<D: Disk> Core<D> {
             Output::SyncDone => self.sync_done(),
             Output::Activate => self.configuration_activated(),
             Output::ChangeRole { role } => self.change_role(role),
-            // Syncs of this server's own clients have their place among its writes.
-            Output::Synced { .. } => {}
+            Output::Synced { tag } => self.synced = self.synced.max(tag),
             output => self.carry_out_at_peers(output),
         }
     }
@@ -503,6 +519,7 @@ impl<D: Disk> Core<D> {
         }
         self.standing = standing;
         self.standing_changed = true;
+        self.synced = self.syncs;
         // Clients are told by the end of their connections.
         self.steps.clear();
         self.events.clear();
@@ -532,9 +549,11 @@ impl<D: Disk> Core<D> {
         let mut told = ShardSet::default();
         while let Some(sealed) = self.sealed.front()
             && sealed.through <= self.committed
+            && sealed.sync <= self.synced
             && let Some(Sealed {
                 publication,
                 through,
+                ..
             }) = self.sealed.pop_front()
         {
             while self.tail.front().is_some_and(|it| it.zxid <= through)

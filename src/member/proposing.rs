@@ -78,6 +78,9 @@ impl<D: Disk> Core<D> {
             OpCode::Sync => Some(Ok(WriteReply::Empty)),
             _ => self.admit(write).err().map(Err),
         };
+        if op == OpCode::Sync && !self.alone {
+            self.sync();
+        }
         if let Some(outcome) = refused {
             self.step(self.head.zxid(), before, answer(outcome));
             return;

@@ -55,6 +55,7 @@ pub fn zab_of_member(
         },
         committed: recovered.committed.max(data.base),
         history,
+        damaged: recovered.holdings.damage.is_some(),
         initialize: was_alone || initialize,
     };
     let config = Config::member(ServerId(config.id), ensemble, timing);

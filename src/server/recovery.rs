@@ -54,9 +54,16 @@ pub(crate) async fn open(settings: &Settings) -> anyhow::Result<(Opened<DmaDisk>
     if import_is_due {
         import::run(&dirs, options.clone())?;
     }
-    let opened = Store::open(disk, &dirs, options)
-        .await
-        .map_err(with_reason)?;
+    // What is damaged here a member gets from the others.
+    let opened = match settings.config.peers {
+        Some(_) => Store::open_as_member(disk, &dirs, options).await,
+        None => Store::open(disk, &dirs, options).await,
+    };
+    let opened = opened.map_err(with_reason)?;
+    if let Some(damage) = &opened.recovered.holdings.damage {
+        tracing::error!(%damage, "acknowledged history is damaged: this member votes for nobody before a leader \
+            has sent it a snapshot");
+    }
     import::check(&dirs, opened.recovered.last_zxid)?;
     let initialize = files.data_dir.join(INITIALIZE).exists();
     if opened.recovered.fresh {
@@ -126,7 +133,7 @@ pub(crate) async fn load<D: Disk>(
     let (tree, replayed) = replay(log, tree, cpus, through)
         .await
         .with_context(|| format!("replay the log at {}", store.snapshot_dir().display()))?;
-    if tree.zxid() > recovered.last_zxid {
+    if tree.zxid() > recovered.last_zxid && recovered.holdings.damage.is_none() {
         log.reset(tree.zxid())
             .await
             .context("continue the log after the snapshot")?;

@@ -89,6 +89,14 @@ impl<P: Clone> Outstanding<P> {
         self.syncs.remove(at).map(|it| it.origin)
     }
 
+    /// What was proposed before the first learner's sync whose round is not confirmed. That learner must hear of
+    /// it before it hears that anything behind it is committed.
+    pub(crate) fn held_at(&self, confirmed: u64) -> Option<Zxid> {
+        let mut held = self.syncs.iter().filter(|it| it.round > confirmed);
+        let first = held.find(|it| matches!(it.origin, SyncOrigin::Learner(_)))?;
+        Some(first.after)
+    }
+
     /// The last round that a sync waits for.
     pub(crate) fn round_wanted(&self) -> u64 {
         self.syncs.back().map_or(0, |it| it.round)
@@ -133,6 +141,10 @@ mod tests {
         outstanding.sync(own, 3);
         outstanding.sync(learner, 4);
         assert_eq!(outstanding.round_wanted(), 4);
+        assert_eq!(
+            (outstanding.held_at(3), outstanding.held_at(4)),
+            (Some(zxid(2)), None)
+        );
         assert_eq!(outstanding.sync_done(zxid(1), 9), None, "not committed");
         assert!(outstanding.commit_next(zxid(2)).is_some());
         assert_eq!(

@@ -144,13 +144,24 @@ impl CoreState {
         self.log.truncate(to)
     }
 
+    /// Notes the same, and tells nobody yet.
+    pub(crate) fn note_committed(&mut self, zxid: Zxid) {
+        self.committed = self.committed.max(zxid);
+    }
+
     /// Tells the caller what is both committed and durable here.
     pub(crate) fn deliver<P>(&mut self, outputs: &mut Vec<Output<P>>) {
-        let through = self.committed.min(self.log.flushed());
+        self.deliver_until(Zxid(u64::MAX), outputs);
+    }
+
+    /// The same for what is at or below `limit`; whether that is all told now.
+    pub(crate) fn deliver_until<P>(&mut self, limit: Zxid, outputs: &mut Vec<Output<P>>) -> bool {
+        let through = self.committed.min(self.log.flushed()).min(limit);
         if through > self.delivered {
             self.delivered = through;
             outputs.push(Output::Commit { through });
         }
+        self.delivered >= limit
     }
 }
 

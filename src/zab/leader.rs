@@ -441,6 +441,10 @@ impl<P: Clone> Leader<P> {
         let before = ensemble.reached_by_active(has);
         let behind = ensemble.reached_by_quorum(has);
         while let Some(zxid) = self.outstanding.first() {
+            let held = self.outstanding.held_at(self.confirmed);
+            if held.is_some_and(|after| zxid > after) {
+                break;
+            }
             let is_behind = next.is_some_and(|next| zxid >= next);
             let reached = if is_behind { behind } else { before };
             let Some(proposal) = reached.and_then(|through| self.outstanding.commit_next(through))
@@ -525,7 +529,7 @@ impl<P: Clone> Leader<P> {
     /// Confirms what is proposed now, once it is committed.
     pub(crate) fn sync(
         &mut self,
-        core: &CoreState,
+        core: &mut CoreState,
         origin: SyncOrigin,
         outputs: &mut Vec<Output<P>>,
     ) {
@@ -541,7 +545,7 @@ impl<P: Clone> Leader<P> {
 
     /// A quorum still follows: what syncs wait for, lest a leader that was replaced and has not noticed
     /// answer from its own past.
-    fn count_pongs(&mut self, core: &CoreState, outputs: &mut Vec<Output<P>>) {
+    fn count_pongs(&mut self, core: &mut CoreState, outputs: &mut Vec<Output<P>>) {
         let me = core.id();
         let voters = self.learners.values();
         let ponged: BTreeMap<ServerId, u64> = voters
@@ -552,7 +556,11 @@ impl<P: Clone> Leader<P> {
             false => ponged.get(&id).copied(),
         });
         self.confirmed = self.confirmed.max(reached.unwrap_or(0));
-        self.release_syncs(core, outputs);
+        if matches!(self.phase, Phase::Established { .. }) {
+            self.release_syncs(core, outputs);
+            // What is behind a sync may have waited for it.
+            self.commit(core, outputs);
+        }
         if self.outstanding.round_wanted() > self.round {
             self.ping(outputs);
         }

@@ -144,15 +144,17 @@ impl Stream {
         }
     }
 
-    fn release_syncs<P>(&mut self, core: &CoreState, outputs: &mut Vec<Output<P>>) {
-        while self
-            .syncs
-            .front()
-            .is_some_and(|after| *after <= core.delivered)
+    /// Tells what is committed and durable here, each SYNC in its place: what was committed after it, though durable
+    /// at the same time, is told after it.
+    fn deliver<P>(&mut self, core: &mut CoreState, outputs: &mut Vec<Output<P>>) {
+        core.note_committed(self.committed);
+        while let Some(after) = self.syncs.front().copied()
+            && core.deliver_until(after, outputs)
         {
             self.syncs.pop_front();
             outputs.push(Output::SyncDone);
         }
+        core.commit_through(self.committed, outputs);
     }
 }
 
@@ -373,8 +375,7 @@ impl Learner {
         let zxid = Zxid::new(epoch, 0);
         let message = Message::Ack { zxid };
         outputs.push(Output::Send { link, message });
-        core.commit_through(stream.committed, outputs);
-        stream.release_syncs(core, outputs);
+        stream.deliver(core, outputs);
         self.phase = Phase::Serving { epoch, stream };
         outputs.push(Output::ChangeRole { role: self.role() });
     }
@@ -444,8 +445,7 @@ impl Learner {
             stream.to_ack.clear();
         }
         if serving {
-            core.commit_through(stream.committed, outputs);
-            stream.release_syncs(core, outputs);
+            stream.deliver(core, outputs);
         }
         if taken {
             stream.ack_flushed(core, link, outputs);
@@ -484,8 +484,7 @@ impl Learner {
             }
             Phase::Serving { epoch, mut stream } => {
                 stream.ack_flushed(core, link, outputs);
-                core.deliver(outputs);
-                stream.release_syncs(core, outputs);
+                stream.deliver(core, outputs);
                 self.phase = Phase::Serving { epoch, stream };
             }
             other => self.phase = other,

@@ -876,7 +876,13 @@ mod tests {
         };
         propose(&mut replica, 1);
         let origin = SyncOrigin::Learner(link);
-        assert_eq!(step(&mut replica, Input::Sync { origin }), []);
+        let ping = Message::Ping { round: 1 };
+        let message = ping.clone();
+        assert_eq!(
+            step(&mut replica, Input::Sync { origin }),
+            [Output::Send { link, message }],
+            "a quorum is asked whether it still follows"
+        );
         propose(&mut replica, 2);
         for counter in 1..=2 {
             let message = Message::Ack {
@@ -891,9 +897,12 @@ mod tests {
         let commit = |counter| Message::Commit {
             zxid: zxid(1, counter),
         };
+        // What is behind the sync waits for it, and it for the answer.
+        assert_eq!(run(&mut replica, flushed, link), [commit(1)]);
+        let message = ping;
         assert_eq!(
-            run(&mut replica, flushed, link),
-            [commit(1), Message::Sync, commit(2)]
+            run(&mut replica, Input::Received { link, message }, link),
+            [Message::Sync, commit(2)]
         );
     }
 }

@@ -614,8 +614,8 @@ fn zxid_of(message: &Message<Bytes>) -> u64 {
         | Message::Snap { zxid }
         | Message::Ack { zxid }
         | Message::Commit { zxid }
-        | Message::CommitAndActivate { zxid, .. }
-        | Message::Ping { zxid } => zxid.0,
+        | Message::CommitAndActivate { zxid, .. } => zxid.0,
+        Message::Ping { round } => *round,
         Message::Proposal(proposal)
         | Message::Inform(proposal)
         | Message::InformAndActivate { proposal, .. } => proposal.zxid.0,

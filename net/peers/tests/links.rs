@@ -232,7 +232,7 @@ fn packets_arrive_in_order_and_links_are_never_numbered_twice() {
                 assert_eq!(proposal.payload, payload);
             }
             let touches = Packet {
-                message: Message::Ping { zxid: Zxid(1) },
+                message: Message::Ping { round: 1 },
                 rider: Rider::Touches(Bytes::from_static(b"0123456789ab")),
             };
             learner.send(link, touches.clone());

@@ -134,7 +134,11 @@ fn watched(work: impl FnOnce()) -> usize {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig {
+        cases: 400,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     /// A changed snapshot is refused, unless the change did not change it (or left a tree behind a seal
     /// untouched: a cut at the end of a plain one).

@@ -48,6 +48,7 @@ impl Disk {
         let mut history = History::starting_at(self.base);
         self.log.keys().for_each(|zxid| history.recover(*zxid));
         Recovered {
+            damaged: false,
             epochs: self.epochs,
             history,
             committed: self.committed.max(self.base),
