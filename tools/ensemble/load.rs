@@ -98,9 +98,7 @@ impl Load {
     /// When the first session cannot be opened.
     pub fn start(addresses: &[SocketAddr], plan: LoadPlan) -> Result<Self> {
         let first = addresses.first().context("there is no member")?;
-        let mut session = open_patiently(*first)?;
-        session.call(&create(ROOT, b""))?.ok()?;
-        session.close()?;
+        make_root(*first)?;
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(AtomicU64::new(0));
         let writers = (0..plan.writers).map(|id| {
@@ -436,6 +434,21 @@ fn is_connection(error: &anyhow::Error) -> bool {
     error.is::<std::io::Error>()
         || error.is::<ringkeeper_harness::Closed>()
         || error.chain().any(|cause| cause.is::<std::io::Error>())
+}
+
+/// Makes [`ROOT`]; the first leader of an ensemble may be gone again before it is there.
+fn make_root(address: SocketAddr) -> Result<()> {
+    let deadline = Instant::now() + FIND_PATIENCE;
+    loop {
+        let mut session = open_patiently(address)?;
+        match session.call(&create(ROOT, b"")) {
+            Ok(reply) if reply.header.error == ringkeeper_proto::ZkError::NodeExists.code() => {}
+            Ok(reply) => _ = reply.ok()?,
+            Err(_) if Instant::now() < deadline => continue,
+            Err(error) => return Err(error),
+        }
+        return session.close();
+    }
 }
 
 /// Whether nothing came for as long as a reply may take.
