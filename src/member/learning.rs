@@ -378,7 +378,7 @@ impl<D: Disk> Core<D> {
                 then: to,
                 session,
             },
-            Some((session, Holder::Nobody | Holder::Learner(_))) => {
+            Some((session, Holder::Nobody | Holder::Left | Holder::Learner(_))) => {
                 ClientNotice::Attach { to, session }
             }
         };

@@ -29,6 +29,9 @@ pub(crate) enum Holder {
     Nobody,
     /// A client of this server.
     Client(ClientKey),
+    /// Its client has left this server, and has not come anywhere yet: what it asked of another server before it
+    /// came here is older than what it asked here, and comes too late.
+    Left,
     /// A client of a learner, on this link.
     Learner(LinkId),
 }
@@ -38,7 +41,7 @@ impl Holder {
     pub(crate) const fn client(self) -> Option<ClientKey> {
         match self {
             Self::Client(client) => Some(client),
-            Self::Nobody | Self::Learner(_) => None,
+            Self::Nobody | Self::Left | Self::Learner(_) => None,
         }
     }
 }
@@ -152,7 +155,7 @@ impl Sessions {
         let Some(entry) = entry.filter(|entry| entry.holder == Holder::Client(from)) else {
             return false;
         };
-        entry.holder = Holder::Nobody;
+        entry.holder = Holder::Left;
         true
     }
 
@@ -201,7 +204,7 @@ impl Sessions {
                 entry.holder = from;
                 SessionState::Live
             }
-            (Holder::Client(_), Holder::Client(_)) => SessionState::Live,
+            (Holder::Client(_) | Holder::Left, Holder::Client(_)) => SessionState::Live,
             (holder, from) if holder == from => SessionState::Live,
             _ => SessionState::Moved,
         };
