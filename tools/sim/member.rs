@@ -80,6 +80,8 @@ pub(crate) struct Recovery {
     log: TxnLog<SimDisk>,
     recovered: Recovered,
     loaded: Loaded,
+    /// The records that were applied.
+    applied: Vec<(Zxid, Bytes)>,
 }
 
 /// What the disk has done for the core.
@@ -215,7 +217,12 @@ impl World {
             log,
             recovered,
             loaded,
+            applied,
         } = recovery;
+        // It may be the first to say so: a leader notes in the log what is committed before it tells anybody.
+        for (zxid, record) in &applied {
+            self.compare_record(number, *zxid, record)?;
+        }
         let settings = self.plan.settings(number);
         let config = settings.config.peers.clone().expect("it is a member");
         let tick_ms = self.plan.core_tick_ms;
@@ -745,9 +752,7 @@ impl World {
         let mismatched = std::mem::replace(&mut process.mismatches, mismatches) != mismatches;
         let before = self.checks.len();
         for (zxid, record) in &records {
-            let members = &self.members;
-            let clock = |leader: usize, wall_ms| members[leader].time_of(wall_ms);
-            self.checks.committed(number, *zxid, record, clock)?;
+            self.compare_record(number, *zxid, record)?;
         }
         if self.checks.len() > before {
             let (last, digest) = (self.checks.last(), self.checks.tree().digest());
@@ -773,6 +778,17 @@ impl World {
             ));
         }
         Ok(())
+    }
+
+    fn compare_record(
+        &mut self,
+        number: usize,
+        zxid: Zxid,
+        record: &[u8],
+    ) -> Result<(), Violation> {
+        let members = &self.members;
+        let clock = |leader: usize, wall_ms| members[leader].time_of(wall_ms);
+        self.checks.committed(number, zxid, record, clock)
     }
 
     /// A member has heard of sessions, which counts if it leads.
@@ -817,6 +833,14 @@ async fn recover(
     let base = tree.zxid();
     let replayed = replay(&log, &mut tree, recovered.committed).await;
     let replayed = replayed.map_err(|error| error.to_string())?;
+    let mut applied = Vec::new();
+    let all = log.replay(base, |zxid, record| {
+        if zxid <= recovered.committed {
+            applied.push((zxid, Bytes::copy_from_slice(record)));
+        }
+        Ok::<(), String>(())
+    });
+    all.await.map_err(|error| error.to_string())?;
     if tree.zxid() > recovered.last_zxid {
         let reset = log.reset(tree.zxid()).await;
         reset.map_err(|error| error.to_string())?;
@@ -832,6 +856,7 @@ async fn recover(
         log,
         recovered,
         loaded,
+        applied,
     })
 }
 
