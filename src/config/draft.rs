@@ -45,8 +45,6 @@ pub(crate) struct PeersDraft {
     pub(crate) several_addresses: bool,
     /// `peerType`, once set.
     pub(crate) observes: Option<bool>,
-    pub(crate) local_sessions: bool,
-    pub(crate) local_sessions_upgrade: bool,
 }
 
 impl Default for PeersDraft {
@@ -59,8 +57,6 @@ impl Default for PeersDraft {
             listen_on_all: false,
             several_addresses: false,
             observes: None,
-            local_sessions: false,
-            local_sessions_upgrade: false,
         }
     }
 }

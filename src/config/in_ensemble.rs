@@ -73,20 +73,6 @@ pub(crate) const KEYS: &[Key] = &[
         "Members may have several addresses; servers older than 3.6 do not understand them",
         |draft, value| draft.peers.several_addresses = value,
     ),
-    boolean(
-        "localSessionsEnabled",
-        Owner::File,
-        "false",
-        "Sessions are known to one server only until they need more",
-        |draft, value| draft.peers.local_sessions = value,
-    ),
-    boolean(
-        "localSessionsUpgradingEnabled",
-        Owner::File,
-        "false",
-        "Local sessions become global ones when they need to",
-        |draft, value| draft.peers.local_sessions_upgrade = value,
-    ),
 ];
 
 fn peer_type(draft: &mut Draft, value: &str) -> Result<Option<String>, String> {

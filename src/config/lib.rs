@@ -115,10 +115,11 @@ fn read(entry: &Entry, in_ensemble: bool, draft: &mut Draft) -> Result<Option<No
     })?;
     let notice = match (warning, &key.effect) {
         (Some(warning), _) => Some(Notice::warning(origin, format!("{name}: {warning}"))),
-        (None, Effect::NoEffect { reason, .. }) if in_ensemble && *reason == ENSEMBLE => {
-            let text = format!(
-                "{name} has no effect here: it is not implemented for members of an ensemble"
-            );
+        // It is nothing to a server without an ensemble.
+        (None, Effect::NoEffect { reason, .. })
+            if in_ensemble && reason.starts_with("not there yet") =>
+        {
+            let text = format!("{name} has no effect here: {reason}");
             Some(Notice::warning(origin, text))
         }
         (None, Effect::InEnsemble(_)) if !in_ensemble => Some(Notice::info(

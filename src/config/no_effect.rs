@@ -6,6 +6,7 @@ use crate::table::{Effect, Key, Owner, Shape};
 
 pub(crate) const ENSEMBLE: &str =
     "only a member of an ensemble uses it, and this server is standalone";
+const LOCAL_SESSIONS: &str = "every session is known to all servers, and can do what a local one can and more; to open one costs a write";
 const QUORUM_SASL: &str = "it counts only with quorum.auth.enableSasl, which is refused";
 const FLUSH: &str =
     "what arrives during one flush goes into the next, so waiting would only add latency";
@@ -32,7 +33,7 @@ pub(crate) const KEYS: &[Key] = &[
         "true",
         "Observers keep a log and snapshots",
         Shape::Bool,
-        ENSEMBLE,
+        "what an observer has received is in its log in any case",
     ),
     row(
         "observer.syncEnabled",
@@ -40,7 +41,7 @@ pub(crate) const KEYS: &[Key] = &[
         "true",
         "Observers keep a log and snapshots",
         Shape::Bool,
-        ENSEMBLE,
+        "what an observer has received is in its log in any case",
     ),
     row(
         "observerMasterPort",
@@ -48,7 +49,7 @@ pub(crate) const KEYS: &[Key] = &[
         "0",
         "Port on which a follower serves observers",
         Shape::Int,
-        ENSEMBLE,
+        "not there yet: observers follow the leader itself",
     ),
     row(
         "observerMaster.sizeLimit",
@@ -56,7 +57,7 @@ pub(crate) const KEYS: &[Key] = &[
         "33554432",
         "Bytes of proposals kept for observers",
         Shape::Int,
-        ENSEMBLE,
+        "not there yet: observers follow the leader itself",
     ),
     row(
         "observer.reconnectDelayMs",
@@ -64,7 +65,7 @@ pub(crate) const KEYS: &[Key] = &[
         "0",
         "Milliseconds before an observer connects again",
         Shape::Int,
-        ENSEMBLE,
+        "a lost leader is looked for at once",
     ),
     row(
         "observer.election.DelayMs",
@@ -72,7 +73,7 @@ pub(crate) const KEYS: &[Key] = &[
         "200",
         "Milliseconds by which observers delay an election",
         Shape::Int,
-        ENSEMBLE,
+        "a lost leader is looked for at once",
     ),
     row(
         "leaderServes",
@@ -80,7 +81,7 @@ pub(crate) const KEYS: &[Key] = &[
         "yes",
         "The leader accepts clients",
         Shape::YesNo,
-        ENSEMBLE,
+        "the leader takes clients too: serving reads costs it no time of its replica core",
     ),
     row(
         "multiAddress.reachabilityCheckEnabled",
@@ -88,7 +89,7 @@ pub(crate) const KEYS: &[Key] = &[
         "true",
         "Addresses of peers are probed",
         Shape::Bool,
-        ENSEMBLE,
+        "the addresses of a peer are all tried, the first that answers is used",
     ),
     row(
         "multiAddress.reachabilityCheckTimeoutMs",
@@ -96,7 +97,7 @@ pub(crate) const KEYS: &[Key] = &[
         "1000",
         "Milliseconds for that probe",
         Shape::Int,
-        ENSEMBLE,
+        "the addresses of a peer are all tried, the first that answers is used",
     ),
     row(
         "oraclePath",
@@ -104,7 +105,7 @@ pub(crate) const KEYS: &[Key] = &[
         "",
         "File that breaks ties between two servers",
         Shape::Text,
-        ENSEMBLE,
+        "not there yet: of two servers both are needed, which is safe and less available",
     ),
     row(
         "quorum.cnxn.threads.size",
@@ -112,7 +113,7 @@ pub(crate) const KEYS: &[Key] = &[
         "20",
         "Threads that connect to peers",
         Shape::Int,
-        ENSEMBLE,
+        "connections to peers take no threads here",
     ),
     row(
         "quorum.auth.kerberos.servicePrincipal",
@@ -144,7 +145,7 @@ pub(crate) const KEYS: &[Key] = &[
         "500",
         "Txns kept in memory for learners",
         Shape::Int,
-        ENSEMBLE,
+        "the last 16 MiB of what was committed stay in memory for learners, and the rest is read from the log",
     ),
     row(
         "snapshotSizeFactor",
@@ -152,7 +153,7 @@ pub(crate) const KEYS: &[Key] = &[
         "0.33",
         "Share of a snapshot up to which learners are sent the log instead",
         Shape::Real,
-        ENSEMBLE,
+        "history is read from the log as far back as that reaches",
     ),
     row(
         "quorumCnxnTimeoutMs",
@@ -160,7 +161,7 @@ pub(crate) const KEYS: &[Key] = &[
         "-1",
         "Milliseconds of silence after which an election connection is closed",
         Shape::Int,
-        ENSEMBLE,
+        "a dead connection to a peer is found by keepalive and by silence",
     ),
     row(
         "electionPortBindRetry",
@@ -168,7 +169,7 @@ pub(crate) const KEYS: &[Key] = &[
         "3",
         "Attempts to listen on the election port",
         Shape::Int,
-        ENSEMBLE,
+        "a port in use is tried again for five seconds",
     ),
     row(
         "fastleader.minNotificationInterval",
@@ -176,7 +177,7 @@ pub(crate) const KEYS: &[Key] = &[
         "200",
         "Milliseconds between the first notifications of an election",
         Shape::Int,
-        ENSEMBLE,
+        "notifications are sent again after 200 ms",
     ),
     row(
         "fastleader.maxNotificationInterval",
@@ -184,7 +185,7 @@ pub(crate) const KEYS: &[Key] = &[
         "60000",
         "Milliseconds between later notifications of an election",
         Shape::Int,
-        ENSEMBLE,
+        "notifications are sent again after 10 s at the latest",
     ),
     row(
         "tcpKeepAlive",
@@ -192,7 +193,7 @@ pub(crate) const KEYS: &[Key] = &[
         "false",
         "Sets `SO_KEEPALIVE` on connections of an election",
         Shape::Bool,
-        ENSEMBLE,
+        "connections to peers always have keepalive",
     ),
     row(
         "leader.maxTimeToWaitForEpoch",
@@ -200,7 +201,7 @@ pub(crate) const KEYS: &[Key] = &[
         "-1",
         "Milliseconds for a new leader to find followers",
         Shape::Int,
-        ENSEMBLE,
+        "a candidate gives up as soon as those that can promise are too few, and after initLimit",
     ),
     row(
         "leader.ackLoggingFrequency",
@@ -208,7 +209,7 @@ pub(crate) const KEYS: &[Key] = &[
         "1000",
         "Acks between measurements of followers",
         Shape::Int,
-        ENSEMBLE,
+        "acknowledgements are not logged",
     ),
     row(
         "leader.maxConcurrentSnapSyncs",
@@ -216,7 +217,7 @@ pub(crate) const KEYS: &[Key] = &[
         "10",
         "Snapshots sent to learners at a time",
         Shape::Int,
-        ENSEMBLE,
+        "each snapshot for a learner is cut from a tree that costs nothing to keep, as its link has room",
     ),
     row(
         "leader.maxConcurrentDiffSyncs",
@@ -224,7 +225,7 @@ pub(crate) const KEYS: &[Key] = &[
         "100",
         "Differences sent to learners at a time",
         Shape::Int,
-        ENSEMBLE,
+        "history for a learner is read as its link has room",
     ),
     row(
         "leader.closeSocketAsync",
@@ -232,7 +233,7 @@ pub(crate) const KEYS: &[Key] = &[
         "false",
         "Closes connections to learners from another thread",
         Shape::Bool,
-        ENSEMBLE,
+        "closing a connection waits for nobody here",
     ),
     row(
         "learner.closeSocketAsync",
@@ -240,7 +241,7 @@ pub(crate) const KEYS: &[Key] = &[
         "false",
         "Closes the connection to the leader from another thread",
         Shape::Bool,
-        ENSEMBLE,
+        "closing a connection waits for nobody here",
     ),
     row(
         "learner.asyncSending",
@@ -248,7 +249,7 @@ pub(crate) const KEYS: &[Key] = &[
         "false",
         "Sends to the leader from another thread",
         Shape::Bool,
-        ENSEMBLE,
+        "packets never wait for each other's sending here",
     ),
     row(
         "leaderConnectDelayDuringRetryMs",
@@ -256,7 +257,7 @@ pub(crate) const KEYS: &[Key] = &[
         "100",
         "Milliseconds between attempts to reach the leader",
         Shape::Int,
-        ENSEMBLE,
+        "a leader is called five times, 100 ms apart",
     ),
     row(
         "follower.nodelay",
@@ -264,7 +265,7 @@ pub(crate) const KEYS: &[Key] = &[
         "true",
         "Sets `TCP_NODELAY` towards the leader",
         Shape::Bool,
-        ENSEMBLE,
+        "connections to peers always have TCP_NODELAY",
     ),
     row(
         "leader.nodelay",
@@ -272,7 +273,7 @@ pub(crate) const KEYS: &[Key] = &[
         "true",
         "Sets `TCP_NODELAY` towards learners",
         Shape::Bool,
-        ENSEMBLE,
+        "connections to peers always have TCP_NODELAY",
     ),
     row(
         "follower.skipLearnerRequestToNextProcessor",
@@ -280,7 +281,7 @@ pub(crate) const KEYS: &[Key] = &[
         "false",
         "Keeps learners' requests from the commit processor",
         Shape::Bool,
-        ENSEMBLE,
+        "there are no such processors here",
     ),
     row(
         "forward_learner_requests_to_commit_processor_disabled",
@@ -288,7 +289,7 @@ pub(crate) const KEYS: &[Key] = &[
         "false",
         "Keeps learners' requests from the commit processor",
         Shape::Bool,
-        ENSEMBLE,
+        "there are no such processors here",
     ),
     row(
         "enableEagerACLCheck",
@@ -304,7 +305,7 @@ pub(crate) const KEYS: &[Key] = &[
         "false",
         "Learners are always sent a snapshot (a test hook)",
         Shape::Bool,
-        ENSEMBLE,
+        "a member that needs a snapshot asks for one",
     ),
     row(
         "testingonly.initialZxid",
@@ -312,7 +313,7 @@ pub(crate) const KEYS: &[Key] = &[
         "",
         "First zxid of a leader (a test hook)",
         Shape::Int,
-        ENSEMBLE,
+        "it is a hook for Apache's own tests",
     ),
     row(
         "forceSync",
@@ -721,6 +722,22 @@ pub(crate) const KEYS: &[Key] = &[
         "Counts requests by path",
         Shape::Text,
         DIAGNOSTIC,
+    ),
+    row(
+        "localSessionsEnabled",
+        Owner::File,
+        "false",
+        "Sessions are known to one server only until they need more",
+        Shape::Bool,
+        LOCAL_SESSIONS,
+    ),
+    row(
+        "localSessionsUpgradingEnabled",
+        Owner::File,
+        "false",
+        "Local sessions become global ones when they need to",
+        Shape::Bool,
+        LOCAL_SESSIONS,
     ),
 ];
 

@@ -28,10 +28,6 @@ pub struct PeersConfig {
     pub listen_on_all: bool,
     /// `multiAddress.enabled`: a member may have several addresses, and tells peers all of them.
     pub several_addresses: bool,
-    /// `localSessionsEnabled`: sessions are known to one server only until they need more.
-    pub local_sessions: bool,
-    /// `localSessionsUpgradingEnabled`: they become global ones then.
-    pub local_sessions_upgrade: bool,
 }
 
 /// The members of an ensemble and how they decide.
@@ -250,8 +246,6 @@ pub(crate) fn settle(
             connect_timeout_ms: draft.connect_timeout_ms,
             listen_on_all: draft.listen_on_all,
             several_addresses: draft.several_addresses,
-            local_sessions: draft.local_sessions,
-            local_sessions_upgrade: draft.local_sessions_upgrade,
         }),
         false => Err(problems),
     }

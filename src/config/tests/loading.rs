@@ -442,7 +442,7 @@ mod members {
         let peers = member("2", THREE).unwrap().config.peers.unwrap();
         assert_eq!((peers.id, peers.init_limit, peers.sync_limit), (2, 5, 2));
         assert_eq!((peers.connect_limit, peers.connect_timeout_ms), (5, 5000));
-        assert!(!peers.listen_on_all && !peers.several_addresses && !peers.local_sessions);
+        assert!(!peers.listen_on_all && !peers.several_addresses);
         assert_eq!(peers.membership.members.len(), 3);
         // As QuorumMaj.toString has it.
         assert_eq!(
@@ -475,14 +475,12 @@ mod members {
         let text = "server.1=a:1:2:PARTICIPANT;2181\nserver.2=[::1]:1:2|b:3:4;[::1]:2182\n\
                     server.3=c:1:2:observer\nserver.10=d:1:2\ninitLimit=5\nsyncLimit=2\n\
                     multiAddress.enabled=true\nconnectToLearnerMasterLimit=7\ncnxTimeout=300\n\
-                    quorumListenOnAllIPs=true\nlocalSessionsEnabled=true\nelectionAlg=3\n\
-                    localSessionsUpgradingEnabled=true\npeerType=observer";
+                    quorumListenOnAllIPs=true\nelectionAlg=3\npeerType=observer";
         let loaded = member("3", text).unwrap();
         assert_eq!(loaded.notices, []);
         let peers = loaded.config.peers.unwrap();
         assert_eq!((peers.connect_limit, peers.connect_timeout_ms), (7, 300));
         assert!(peers.listen_on_all && peers.several_addresses);
-        assert!(peers.local_sessions && peers.local_sessions_upgrade);
         assert_eq!(
             peers.membership.text(),
             "server.1=a:1:2:participant;0.0.0.0:2181\n\
@@ -532,13 +530,10 @@ mod members {
 
     #[test]
     fn what_members_do_not_have_yet_is_a_warning() {
-        let loaded = member("1", &format!("{THREE}\nleaderServes=no")).unwrap();
+        let loaded = member("1", &format!("{THREE}\nobserverMasterPort=7")).unwrap();
         let notice = &loaded.notices[0];
         assert_eq!(notice.weight, Weight::Warning);
-        assert!(
-            notice.to_string().contains("not implemented for members"),
-            "{notice}"
-        );
+        assert!(notice.to_string().contains("not there yet"), "{notice}");
         let loaded = member("1", &format!("{THREE}\npeerType=observer")).unwrap();
         assert!(loaded.notices[0].to_string().contains("which counts"));
     }
