@@ -85,7 +85,15 @@ fn try_bind(addr: SocketAddr, shards: usize) -> io::Result<Vec<BoundSocket>> {
     for _ in 0..shards.max(1) {
         let socket = new_socket(addr)?;
         socket.set_reuse_port(true)?;
-        socket.bind(&SockAddr::from(addr))?;
+        match socket.bind(&SockAddr::from(addr)) {
+            // The probe says that nobody has it: what is left in TIME_WAIT is another program's (the server
+            // that this one replaces), which did not allow the port's reuse, only the address's.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && addr.port() != 0 => {
+                socket.set_reuse_address(true)?;
+                socket.bind(&SockAddr::from(addr))?;
+            }
+            outcome => outcome?,
+        }
         let bound = socket.local_addr()?.as_socket();
         addr = bound.ok_or(io::ErrorKind::AddrNotAvailable)?;
         sockets.push(BoundSocket { socket, addr });
@@ -370,6 +378,21 @@ mod tests {
 
     fn on_executor(test: impl Future<Output = ()> + 'static) {
         run_executor(&ExecutorSpec::new("t", None), test).unwrap();
+    }
+
+    #[test]
+    fn what_another_program_left_in_time_wait_is_no_obstacle() {
+        use std::io::Read as _;
+        // Its sockets allow the reuse of the address and not of the port, as Java's do.
+        let before = std::net::TcpListener::bind(LOOPBACK).unwrap();
+        let addr = before.local_addr().unwrap();
+        let mut near = TcpStream::connect(addr).unwrap();
+        let (far, _) = before.accept().unwrap();
+        // Who closes first keeps the connection in TIME_WAIT.
+        drop(far);
+        assert_eq!(near.read(&mut [0]).unwrap(), 0);
+        drop((near, before));
+        assert_eq!(bind_within(addr, 2, PATIENCE).unwrap().len(), 2);
     }
 
     #[test]
