@@ -727,6 +727,25 @@ impl World {
         Ok(())
     }
 
+    /// What a member acknowledges is on its disk, in the log as it is now: by what storage says, not by what Zab
+    /// believes.
+    pub(crate) fn check_ack(&mut self, number: usize, zxid: Zxid) {
+        let Some(process) = self.members[number].process() else {
+            return;
+        };
+        let (durable, generation) = (
+            process.core.log().durable(),
+            process.core.zab().log_generation(),
+        );
+        let is_durable = durable.generation == generation.0 && durable.through >= zxid;
+        if zxid.counter() > 0 && !is_durable {
+            self.found = Some(format!(
+                "member {number} acknowledges {zxid:?} before it is durable: the log is so through {:?} of generation {},                  and the present one is {}",
+                durable.through, durable.generation, generation.0
+            ));
+        }
+    }
+
     /// Holds what a member has committed and what it shows against what all others have.
     fn compare(&mut self, number: usize) -> Result<(), Violation> {
         let Some(process) = self.members[number].process() else {

@@ -299,6 +299,9 @@ impl World {
         if !is_quiet {
             self.trace.note(self.now, member, name, link.0, detail);
         }
+        if let Message::Ack { zxid } = packet.message {
+            self.check_ack(member, zxid);
+        }
         self.spring_trap(member, Trap::Sends(name));
     }
 

@@ -154,6 +154,8 @@ pub(crate) struct World {
     pub(crate) sectors: Random,
     pub(crate) client_delays: Random,
     pub(crate) reigns: u64,
+    /// A violation that was found where none can be returned.
+    pub(crate) found: Option<Violation>,
     acknowledged: u64,
     /// The end of the last span that counts.
     flowed_until: u64,
@@ -189,6 +191,7 @@ impl World {
             sectors: Random::stream(seed, "sectors"),
             client_delays: Random::stream(seed, "client delays"),
             reigns: 0,
+            found: None,
             acknowledged: 0,
             flowed_until: 0,
             flowed: 0,
@@ -250,6 +253,9 @@ impl World {
             };
             self.now = at;
             self.happen(event)?;
+            if let Some(violation) = self.found.take() {
+                return Err(violation);
+            }
         }
         self.now = end;
         Ok(())
