@@ -54,6 +54,6 @@ pub fn run(seed: u64, print: bool) -> Outcome {
         trace_lines: world.trace.lines(),
         seconds: world.flowed_seconds(),
         transactions: world.checks.len() as u64,
-        counts: world.counts,
+        counts: std::mem::take(&mut world.counts),
     }
 }

@@ -162,6 +162,15 @@ pub(crate) struct World {
     flowed: u64,
 }
 
+impl Drop for World {
+    /// The tasks of a disk hold the disk, and it holds them: without this no run would ever be freed.
+    fn drop(&mut self) {
+        self.members
+            .iter()
+            .for_each(|member| member.disk.kill_tasks());
+    }
+}
+
 impl World {
     pub(crate) fn new(seed: u64, print: bool) -> Self {
         let plan = Plan::of(seed);
