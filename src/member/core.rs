@@ -129,6 +129,8 @@ pub struct Core<D: Disk> {
     inputs: VecDeque<Input<Bytes>>,
     outputs: Vec<Output<Bytes>>,
     pub(crate) store: Store<D>,
+    /// [`Store::history`] of what is published: storage is ahead of it until an installed tree is shown.
+    pub(crate) history: u64,
     pub(crate) log: TxnLog<D>,
     /// Whether there is no ensemble.
     pub(crate) alone: bool,
@@ -211,6 +213,7 @@ impl<D: Disk> Core<D> {
             zab: parts.zab,
             inputs: VecDeque::new(),
             outputs: Vec::new(),
+            history: parts.store.history(),
             store: parts.store,
             log,
             alone: parts.alone,
@@ -643,6 +646,12 @@ impl<D: Disk> Core<D> {
     /// The log.
     pub const fn log(&self) -> &TxnLog<D> {
         &self.log
+    }
+
+    /// Which history the state that is published belongs to: to be noted when a snapshot of it begins, and given to
+    /// [`Store::register_snapshot_of`] when it is written.
+    pub const fn history(&self) -> u64 {
+        self.history
     }
 
     /// The state that is published.

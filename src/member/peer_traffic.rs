@@ -465,6 +465,7 @@ impl<D: Disk> Core<D> {
             // Packets are read from here on: while the log is replaced none of them could be taken.
             self.send_command(PeerCommand::EndStream { link, rest });
             self.head = *tree;
+            self.history = self.store.history();
             self.show_configuration();
             self.unpublished = true;
             self.tail.clear();

@@ -137,8 +137,8 @@ impl<D: Disk> Replica<D> {
             links.flush();
         }
         let mut since = self.core.stats_mut().since_snapshot;
-        self.snapshots
-            .start_if_due(self.core.published_tree(), &mut since);
+        let (tree, history) = (self.core.published_tree(), self.core.history());
+        self.snapshots.start_if_due(tree, history, &mut since);
         self.core.stats_mut().since_snapshot = since;
     }
 

@@ -250,10 +250,15 @@ async fn keep_snapshots<D: Disk>(
     loop {
         let taken = poll_fn(|context| replica.borrow_mut().poll_taken(context)).await;
         let _change = Change::new(&changes);
-        if let Err(error) = store.register_snapshot(taken.info).await {
-            fatal::exit(Reason::Storage, &error);
-        }
         let SnapshotInfo { zxid, bytes, .. } = taken.info;
+        match store.register_snapshot_of(taken.info, taken.history).await {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::info!(%zxid, "a snapshot was overtaken by one from the leader");
+                continue;
+            }
+            Err(error) => fatal::exit(Reason::Storage, &error),
+        }
         tracing::info!(%zxid, bytes, ms = taken.ms, "snapshot taken");
         if config.purge_interval_ms.is_some() {
             purge(&store, &config).await;

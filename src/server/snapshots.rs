@@ -32,14 +32,16 @@ const STALL: Duration = Duration::from_millis(5);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SnapshotTaken {
     pub(crate) info: SnapshotInfo,
+    /// Of which history it is, see [`Core::history`](ringkeeper_member::Core::history).
+    pub(crate) history: u64,
     pub(crate) ms: u64,
 }
 
 /// What the snapshot thread does.
 #[derive(Debug)]
 enum Job {
-    /// Writes a snapshot of this server's own.
-    Take(Tree),
+    /// Writes a snapshot of this server's own, of this history.
+    Take(Tree, u64),
     /// Writes a tree that a leader sent.
     Keep(Tree),
 }
@@ -113,11 +115,11 @@ impl Snapshots {
     }
 
     /// Begins a snapshot of `tree` if one is due.
-    pub(crate) fn start_if_due(&mut self, tree: &Tree, since: &mut LoggedSince) {
+    pub(crate) fn start_if_due(&mut self, tree: &Tree, history: u64, since: &mut LoggedSince) {
         if self.busy || !self.config.is_due(*since, self.last_bytes) {
             return;
         }
-        self.busy = self.jobs.try_send(Job::Take(tree.clone())).is_ok();
+        self.busy = self.jobs.try_send(Job::Take(tree.clone(), history)).is_ok();
         if self.busy {
             *since = LoggedSince::default();
             if !self.stalls.is_under_way.replace(true) {
@@ -158,7 +160,7 @@ fn run(dir: &Path, config: &SnapshotConfig, jobs: &Receiver<Job>, core: &Sender<
     for job in jobs {
         let started = Instant::now();
         let (tree, budget) = match &job {
-            Job::Take(tree) => (tree, config.bytes_per_second_max),
+            Job::Take(tree, _) => (tree, config.bytes_per_second_max),
             // The member waits for it, and serves nobody meanwhile.
             Job::Keep(tree) => (tree, None),
         };
@@ -169,8 +171,9 @@ fn run(dir: &Path, config: &SnapshotConfig, jobs: &Receiver<Job>, core: &Sender<
         let written = write(dir, budget, compression, tree).map_err(|error| format!("{error:#}"));
         let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut message = match &job {
-            Job::Take(_) => {
-                CoreMessage::SnapshotTaken(written.map(|info| SnapshotTaken { info, ms }))
+            Job::Take(_, history) => {
+                let history = *history;
+                CoreMessage::SnapshotTaken(written.map(|info| SnapshotTaken { info, history, ms }))
             }
             Job::Keep(_) => CoreMessage::SnapshotKept(written),
         };
