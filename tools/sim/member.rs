@@ -106,7 +106,7 @@ pub(crate) struct Process {
     closed: BTreeSet<LinkId>,
     sending: BTreeMap<LinkId, VecDeque<Bytes>>,
     keeping: Option<Tree>,
-    taking: Option<Tree>,
+    taking: Option<(Tree, u64)>,
     /// The last transaction that was compared.
     compared: Zxid,
     shown: Zxid,
@@ -357,7 +357,7 @@ impl World {
         let in_flight = member.disk.in_flight();
         if in_flight > 0 {
             // A disk with several to do does any of them.
-            let pick = match self.disks.chance(300) {
+            let pick = match self.disks.chance(self.plan.disk_disorder) {
                 true => self.disks.index(in_flight),
                 false => 0,
             };
@@ -496,7 +496,11 @@ impl World {
             return;
         }
         stats.since_snapshot = ringkeeper_config::LoggedSince::default();
-        process.taking = Some(process.core.published_tree().clone());
+        let (tree, history) = (
+            process.core.published_tree().clone(),
+            process.core.history(),
+        );
+        process.taking = Some((tree, history));
         let at = self.now + self.disks.around(20 * self.plan.disk_delay);
         let event = Event::TakeSnapshot {
             member: number,
@@ -513,7 +517,7 @@ impl World {
         let Some(process) = self.members[number].process() else {
             return Ok(());
         };
-        let Some(tree) = process.taking.take() else {
+        let Some((tree, history)) = process.taking.take() else {
             return Ok(());
         };
         let store = process.store.clone();
@@ -522,8 +526,9 @@ impl World {
         let completions = Rc::clone(&process.completions);
         disk.spawn(async move {
             let work = async {
-                store.register_snapshot(info).await?;
-                store.purge(kept).await?;
+                if store.register_snapshot_of(info, history).await? {
+                    store.purge(kept).await?;
+                }
                 Ok(())
             };
             let registered = work.await;

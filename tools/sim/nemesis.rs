@@ -284,6 +284,21 @@ impl World {
         self.members[member].disk_slowness = self.faults.pick(&[10, 50, 300]);
         let at = self.now + self.faults.around(8 * SECOND);
         self.schedule(at, Event::Undo(Undo::SlowDisk(member)));
+        // One that loses its leader comes back while its log is still being written.
+        if self.faults.chance(500) {
+            let delay = self.plan.disk_delay * self.members[member].disk_slowness;
+            let life = self.members[member].life;
+            let at = self.now + self.faults.around(20 * delay);
+            self.schedule(at, Event::LoseLeader { member, life });
+        }
+    }
+
+    /// A learner's link to its leader breaks.
+    pub(crate) fn lose_leader(&mut self, member: usize) {
+        if let Some(link) = self.link_to_leader(member) {
+            self.count_fault("leader lost with a slow disk");
+            self.break_link(link);
+        }
     }
 
     fn slow_network(&mut self) {

@@ -332,6 +332,15 @@ impl World {
         }
     }
 
+    /// The link that a member has opened to its leader.
+    pub(crate) fn link_to_leader(&self, member: usize) -> Option<u64> {
+        let mut links = self.network.links.iter();
+        let found = links.find(|(_, link)| {
+            !link.is_election && link.ends[0].open && link.ends[0].member == member
+        });
+        found.map(|(id, _)| *id)
+    }
+
     fn want_room(&mut self, link: LinkId, member: usize) {
         let Some(side) = self.side(link.0, member) else {
             return;

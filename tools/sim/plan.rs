@@ -34,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) fault_every: u64,
     /// How long faults go on.
     pub(crate) duration: u64,
+    /// How often, in a thousand, a disk with several things to do finishes any of them and not the first.
+    pub(crate) disk_disorder: u64,
 }
 
 impl Plan {
@@ -55,6 +57,7 @@ impl Plan {
             disk_delay: random.between(50, 3000),
             fault_every: random.between(SECOND, 12 * SECOND),
             duration: random.between(300 * SECOND, 900 * SECOND),
+            disk_disorder: random.pick(&[0, 300, 900]),
         }
     }
 

@@ -74,6 +74,10 @@ pub(crate) enum Event {
     Act {
         client: usize,
     },
+    LoseLeader {
+        member: usize,
+        life: u64,
+    },
     Strike,
     Undo(Undo),
 }
@@ -332,6 +336,7 @@ impl World {
             | Event::KeepSnapshot { member, life }
             | Event::SendChunk { member, life, .. }
             | Event::Sprung { member, life }
+            | Event::LoseLeader { member, life }
             | Event::ToServer { member, life, .. } => Some((*member, Some(*life))),
             Event::Connect(connect) => Some((connect.member, Some(connect.life))),
             Event::Pump { link, side } => Some((self.receiver(*link, *side)?, None)),
@@ -374,6 +379,7 @@ impl World {
                     Event::Pump { link, side } => self.pump(link, side),
                     Event::Call { pair, call } => self.call(pair, call),
                     Event::Act { client } => self.act(client),
+                    Event::LoseLeader { member, .. } => self.lose_leader(member),
                     Event::Strike => self.strike(),
                     Event::Undo(undo) => self.undo(undo),
                     _ => {}
