@@ -745,7 +745,7 @@ impl World {
         let is_durable = durable.generation == generation.0 && durable.through >= zxid;
         if zxid.counter() > 0 && !is_durable {
             self.found = Some(format!(
-                "member {number} acknowledges {zxid:?} before it is durable: the log is so through {:?} of generation {},                  and the present one is {}",
+                "member {number} acknowledges {zxid:?} before it is durable: the log is so through {:?} of generation {}, and now is {}",
                 durable.through, durable.generation, generation.0
             ));
         }
