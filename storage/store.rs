@@ -396,7 +396,11 @@ impl<D: Disk> Store<D> {
             return Ok(true);
         }
         let listed = &manifest.contents().snapshots;
-        if !listed.iter().any(|other| other.zxid == info.zxid) {
+        let is_listed = listed.iter().any(|other| other.zxid == info.zxid);
+        // An earlier snapshot at the same zxid may have had the name, and have been removed with it.
+        let name = snapshot::file_name(info.zxid);
+        let entries = list(&inner.disk, &inner.data).await?;
+        if !is_listed && entries.iter().any(|entry| entry.name == name) {
             remove(&inner.disk, &snapshot_path(&inner.data, info.zxid)).await?;
             sync(&inner.disk, &inner.data).await?;
         }
