@@ -15,6 +15,8 @@ pub(crate) enum Undo {
     SlowDisk(usize),
     Pause(usize, u64),
     Start(usize),
+    /// This one has fallen behind: everybody is started again.
+    Laggard(usize),
 }
 
 /// Moments at which a member is struck: those at which the order of things matters.
@@ -51,7 +53,8 @@ impl World {
             }
             18..21 => self.crash_all(),
             21..26 => self.wipe_one(member),
-            26..46 => self.set_trap(member),
+            26..43 => self.set_trap(member),
+            43..46 => self.leave_behind(member),
             46..60 => self.partition(),
             60..64 => self.break_one_link(),
             64..70 => self.slow_disk(member),
@@ -159,6 +162,25 @@ impl World {
         }
     }
 
+    /// A member falls behind; then a power cut has all of them elect a leader and synchronize, and the laggard is struck
+    /// while it does.
+    fn leave_behind(&mut self, member: usize) {
+        self.isolate(member);
+        let at = self.now + self.faults.around(4 * SECOND);
+        self.schedule(at, Event::Undo(Undo::Laggard(member)));
+    }
+
+    fn strike_laggard(&mut self, member: usize) {
+        self.undo(Undo::Partition);
+        self.counts.fault("laggard among started members");
+        self.crash_all();
+        let trap = self
+            .faults
+            .pick(&[Trap::Works, Trap::Sends("ACKEPOCH"), Trap::Sends("ACK")]);
+        let count = self.faults.between(1, 4);
+        self.members[member].trap = Some((trap, count));
+    }
+
     /// A member does something; if a trap waits for that, it is struck a moment later.
     pub(crate) fn spring_trap(&mut self, member: usize, what: Trap) {
         let Some((trap, count)) = self.members[member].trap else {
@@ -183,7 +205,14 @@ impl World {
     pub(crate) fn sprung(&mut self, member: usize) {
         self.count_fault("struck at a chosen moment");
         match self.faults.below(10) {
-            0..7 => self.crash(member),
+            0..7 => {
+                self.crash(member);
+                // Whoever it was to learn from may go with it.
+                if self.faults.chance(400) {
+                    let other = self.faults.index(self.plan.servers) + 1;
+                    self.crash(other);
+                }
+            }
             7..9 => self.isolate(member),
             _ => self.pause(member),
         }
@@ -342,6 +371,11 @@ impl World {
                 }
             }
             Undo::Start(member) => self.start(member),
+            Undo::Laggard(member) => {
+                if self.now < self.plan.duration {
+                    self.strike_laggard(member);
+                }
+            }
         }
     }
 
