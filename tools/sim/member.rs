@@ -17,7 +17,8 @@ use ringkeeper_peers::PeerEvent;
 use ringkeeper_proto::quorum::SNAPSHOT_END;
 use ringkeeper_proto::{SessionId, WriteJute as _, Zxid};
 use ringkeeper_storage::{
-    Dirs, Opened, Recovered, SimDisk, SnapshotReader, SnapshotWriter, StorageError, Store, TxnLog,
+    Dirs, Opened, Recovered, SimDisk, SnapshotInfo, SnapshotReader, SnapshotWriter, StorageError,
+    Store, TxnLog,
 };
 use ringkeeper_transport::{Chain, Cursor};
 use ringkeeper_tree::Tree;
@@ -107,6 +108,8 @@ pub(crate) struct Process {
     sending: BTreeMap<LinkId, VecDeque<Bytes>>,
     keeping: Option<Tree>,
     taking: Option<(Tree, u64)>,
+    taken: Option<(SnapshotInfo, u64)>,
+    registers: bool,
     /// The last transaction that was compared.
     compared: Zxid,
     shown: Zxid,
@@ -269,6 +272,8 @@ impl World {
             sending: BTreeMap::new(),
             keeping: None,
             taking: None,
+            taken: None,
+            registers: false,
             compared: shown,
             shown,
             standing: Standing::Looking,
@@ -512,7 +517,6 @@ impl World {
     /// A snapshot of a member's own is written and verified; then it is registered, and what it makes
     /// superfluous is removed.
     pub(crate) fn take_snapshot(&mut self, number: usize) -> Result<(), Violation> {
-        let kept = self.plan.snapshots_kept;
         let disk = self.members[number].disk.clone();
         let Some(process) = self.members[number].process() else {
             return Ok(());
@@ -523,7 +527,29 @@ impl World {
         let store = process.store.clone();
         let written = write_snapshot(&disk, &store, &tree);
         let info = written.map_err(|error| format!("member {number}: {error}"))?;
-        let completions = Rc::clone(&process.completions);
+        process.taken = Some((info, history));
+        self.trace
+            .note(self.now, number, "snapshot", tree.zxid().0, info.bytes);
+        self.counts.add("snapshots taken");
+        self.register_snapshot(number);
+        self.after_turn(number)
+    }
+
+    /// Lists the snapshot that was written last, one at a time: the server's task does so too.
+    fn register_snapshot(&mut self, number: usize) {
+        let kept = self.plan.snapshots_kept;
+        let disk = self.members[number].disk.clone();
+        let Some(process) = self.members[number].process() else {
+            return;
+        };
+        if process.registers {
+            return;
+        }
+        let Some((info, history)) = process.taken.take() else {
+            return;
+        };
+        process.registers = true;
+        let (store, completions) = (process.store.clone(), Rc::clone(&process.completions));
         disk.spawn(async move {
             let work = async {
                 if store.register_snapshot_of(info, history).await? {
@@ -536,10 +562,6 @@ impl World {
                 .borrow_mut()
                 .push_back(Completion::Registered(registered));
         });
-        self.trace
-            .note(self.now, number, "snapshot", tree.zxid().0, info.bytes);
-        self.counts.add("snapshots taken");
-        self.after_turn(number)
     }
 
     /// The tree that a leader sent is written and verified.
@@ -605,12 +627,16 @@ impl World {
             let result = match completion {
                 Completion::Written(written) => written.map(|_| process.core.flushed()),
                 Completion::Worked(done) => done.map(|done| process.core.done(done)),
-                Completion::Registered(registered) => registered,
+                Completion::Registered(registered) => {
+                    process.registers = false;
+                    registered
+                }
                 Completion::Ignored(sealed) => sealed.map(|_| ()),
             };
             if let Err(error) = result {
                 return Err(format!("member {number} ends by itself: {error}"));
             }
+            self.register_snapshot(number);
         }
     }
 
