@@ -43,7 +43,7 @@ use crate::tree_sender::TreeSenders;
 use crate::{ensemble, recovery, replica, replica_loop};
 
 /// Messages that a mailbox holds before its senders hold back: of the replica core, and of a shard.
-const CORE_MAILBOX: usize = 1 << 14;
+const CORE_MAILBOX: usize = 1 << 12;
 const SHARD_MAILBOX: usize = 1 << 11;
 
 /// Bytes that may wait for a connection's peer before it is dropped: watch events come whether or not

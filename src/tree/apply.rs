@@ -421,7 +421,7 @@ impl Step<'_> {
         let mut before = acl;
         self.tree.change(path, |node| {
             before = std::mem::replace(&mut node.header.acl, acl);
-            node.header.aversion = version;
+            node.extra_mut(path).aversion = version;
         });
         self.tree.acls.release(before);
         self.stat(path)

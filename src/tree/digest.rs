@@ -35,7 +35,7 @@ pub(crate) fn of_stat(content_crc: u32, node: &Inner) -> u32 {
     for long in [head.czxid, head.mzxid, node.pzxid(), head.ctime, head.mtime] {
         put(&mut rest, long.to_be_bytes());
     }
-    for int in [head.version, node.cversion(), head.aversion] {
+    for int in [head.version, node.cversion(), node.aversion()] {
         put(&mut rest, int.to_be_bytes());
     }
     put(&mut rest, head.owner.to_be_bytes());

@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - A znode that is shared between trees is never changed: [`node_mut`] copies it first.
-//! - Only a znode that has or had children, or has data above [`INLINE_MAX`], has [`Extra`]; for all
-//!   others `pzxid = czxid` and `cversion = 0`.
+//! - Only a znode that has or had children, whose ACL was changed, or that has data above [`INLINE_MAX`],
+//!   has [`Extra`]; for all others `pzxid = czxid` and `cversion = aversion = 0`.
 //! - `descendants` and `bytes_below` are the sums over everything below the znode.
 //! - Dropping a tree takes a bounded stack however deep it is: see [`Extra`]'s `Drop`.
 
@@ -97,7 +97,7 @@ impl<'a> Node<'a> {
             mtime: head.mtime,
             version: head.version,
             cversion: self.cversion_raw().wrapping_mul(2).wrapping_sub(children),
-            aversion: head.aversion,
+            aversion: self.aversion(),
             ephemeral_owner: match self.kind() {
                 NodeKind::Ephemeral => head.owner,
                 _ => 0,
@@ -178,7 +178,7 @@ impl<'a> Node<'a> {
 
     /// Changes of the ACL.
     pub fn aversion(self) -> i32 {
-        self.inner.header.aversion
+        self.inner.aversion()
     }
 
     /// zxid of the creation.
@@ -222,14 +222,32 @@ pub(crate) struct Head {
     pub(crate) mtime: i64,
     pub(crate) owner: i64,
     pub(crate) version: i32,
-    pub(crate) aversion: i32,
     /// The id of the ACL in the tree's table.
     pub(crate) acl: u32,
     /// The znode's part of the tree's digest; 0 where it has none.
     pub(crate) digest: u32,
-    name_len: u32,
-    has_data: bool,
+    name_len: NameLen,
     extra: Option<Box<Extra>>,
+}
+
+/// The length of a znode's name, and whether it has data: in four bytes, for every znode has them.
+#[derive(Clone, Copy, Debug)]
+struct NameLen(u32);
+
+impl NameLen {
+    fn new(len: usize, has_data: bool) -> Self {
+        let len = u32::try_from(len).ok().filter(|len| *len < 1 << 31);
+        let len = len.expect("paths are bounded by the size of a frame, far below 2 GiB");
+        Self(len << 1 | u32::from(has_data))
+    }
+
+    const fn len(self) -> usize {
+        (self.0 >> 1) as usize
+    }
+
+    const fn has_data(self) -> bool {
+        self.0 & 1 == 1
+    }
 }
 
 /// What most znodes do not have.
@@ -237,6 +255,7 @@ pub(crate) struct Head {
 pub(crate) struct Extra {
     pub(crate) pzxid: i64,
     pub(crate) cversion: i32,
+    pub(crate) aversion: i32,
     /// CRC32 of path and data, from which the digest is computed when only the stat changes: a create
     /// under a parent with much data must not read that data.
     content_crc: u32,
@@ -291,8 +310,6 @@ pub(crate) struct Record<'a> {
 
 /// A znode of `record`, at `path`, with its digest.
 pub(crate) fn node_of(path: &str, record: &Record<'_>) -> NodeArc {
-    let name_len = u32::try_from(record.name.len())
-        .expect("paths are bounded by the size of a frame, far below 4 GiB");
     let head = Head {
         czxid: record.czxid,
         mzxid: record.mzxid,
@@ -300,11 +317,9 @@ pub(crate) fn node_of(path: &str, record: &Record<'_>) -> NodeArc {
         mtime: record.mtime,
         owner: record.owner,
         version: record.version,
-        aversion: record.aversion,
         acl: record.acl,
         digest: 0,
-        name_len,
-        has_data: record.data.is_some(),
+        name_len: NameLen::new(record.name.len(), record.data.is_some()),
         extra: None,
     };
     let data = record.data.unwrap_or(&[]);
@@ -312,9 +327,10 @@ pub(crate) fn node_of(path: &str, record: &Record<'_>) -> NodeArc {
     let inline = if is_long { &[] } else { data };
     let mut node = allocate(head, record.name.as_bytes(), inline);
     let own = Arc::get_mut(&mut node).expect("it is new");
-    if is_long || record.pzxid != record.czxid || record.cversion != 0 {
+    if is_long || record.pzxid != record.czxid || record.cversion != 0 || record.aversion != 0 {
         let mut extra = Extra::new(record.pzxid, path, data);
         extra.cversion = record.cversion;
+        extra.aversion = record.aversion;
         extra.long_data = is_long.then(|| data.into());
         own.header.extra = Some(Box::new(extra));
     }
@@ -357,7 +373,7 @@ pub(crate) fn set_data<'n>(
     let bytes = data.unwrap_or(&[]);
     let is_long = bytes.len() > INLINE_MAX;
     let inline = if is_long { &[] } else { bytes };
-    let name_len = node.header.name_len as usize;
+    let name_len = node.header.name_len.len();
     if node.slice.len() == name_len + inline.len() {
         node_mut(node).slice[name_len..].copy_from_slice(inline);
     } else {
@@ -371,7 +387,7 @@ pub(crate) fn set_data<'n>(
         *node = allocate(head, &node.slice[..name_len], inline);
     }
     let own = Arc::get_mut(node).expect("it was just made to be unshared");
-    own.header.has_data = data.is_some();
+    own.header.name_len = NameLen::new(name_len, data.is_some());
     if is_long || own.header.extra.is_some() {
         let extra = own.extra_mut(path);
         extra.long_data = is_long.then(|| bytes.into());
@@ -420,6 +436,7 @@ pub(crate) trait NodeFields {
     fn own_extra(&mut self) -> Option<&mut Extra>;
     fn pzxid(&self) -> i64;
     fn cversion(&self) -> i32;
+    fn aversion(&self) -> i32;
     fn children(&self) -> ChildIter<'_>;
     fn child(&self, name: &str) -> Option<&NodeArc>;
     fn digest_at(&self, path: &str) -> u32;
@@ -427,7 +444,7 @@ pub(crate) trait NodeFields {
 
 impl NodeFields for Inner {
     fn name_bytes(&self) -> &[u8] {
-        &self.slice[..self.header.name_len as usize]
+        &self.slice[..self.header.name_len.len()]
     }
 
     fn name(&self) -> &str {
@@ -435,12 +452,12 @@ impl NodeFields for Inner {
     }
 
     fn data(&self) -> Option<&[u8]> {
-        if !self.header.has_data {
+        if !self.header.name_len.has_data() {
             return None;
         }
         match self.extra().and_then(|extra| extra.long_data.as_ref()) {
             Some(long) => Some(long),
-            None => self.slice.get(self.header.name_len as usize..),
+            None => self.slice.get(self.header.name_len.len()..),
         }
     }
 
@@ -468,6 +485,10 @@ impl NodeFields for Inner {
 
     fn cversion(&self) -> i32 {
         self.extra().map_or(0, |extra| extra.cversion)
+    }
+
+    fn aversion(&self) -> i32 {
+        self.extra().map_or(0, |extra| extra.aversion)
     }
 
     fn children(&self) -> ChildIter<'_> {
@@ -505,6 +526,7 @@ impl Extra {
         Self {
             pzxid,
             cversion: 0,
+            aversion: 0,
             content_crc: digest::content_crc(path, data),
             descendants: 0,
             bytes_below: 0,

@@ -529,7 +529,7 @@ fn put_node(depth: usize, node: &Inner, out: &mut Vec<u8>) {
     set(SAME_MTIME, head.mtime == head.ctime);
     set(NO_VERSION, head.version == 0);
     set(NO_CVERSION, cversion == 0);
-    set(NO_AVERSION, head.aversion == 0);
+    set(NO_AVERSION, node.aversion() == 0);
     set(NO_OWNER, head.owner == 0);
     set(IS_PARENT, node.children().len() > 0);
     put_varint(depth, out);
@@ -558,7 +558,7 @@ fn put_node(depth: usize, node: &Inner, out: &mut Vec<u8>) {
     let ints = [
         (NO_VERSION, head.version),
         (NO_CVERSION, cversion),
-        (NO_AVERSION, head.aversion),
+        (NO_AVERSION, node.aversion()),
     ];
     for (_, int) in ints.into_iter().filter(|(flag, _)| flags & flag == 0) {
         out.put_i32(int);
