@@ -145,6 +145,13 @@ impl<D: Disk> Core<D> {
         records.map(|record| (record.zxid, &record.bytes))
     }
 
+    /// The transactions of this server's log that it does not know to be committed, the newest first: for whoever
+    /// compares members.
+    pub fn not_committed(&self) -> impl Iterator<Item = (Zxid, &Bytes)> {
+        let records = self.tail.iter().rev();
+        records.map(|record| (record.zxid, &record.bytes))
+    }
+
     /// What the core says of itself.
     pub fn report(&self) -> CoreReport {
         let stats = &self.stats;

@@ -1,10 +1,12 @@
 //! What must be true after every event, found without asking the code under test more than what it did.
 //!
 //! The history is put together from what members say is committed: whoever says so first adds a transaction,
-//! and everybody else must have the same bytes at that place.
+//! and everybody else must have the same bytes at that place. What a leader begins with is committed too, and may
+//! have come to it as a tree: its transactions are known from those that proposed them.
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use ringkeeper_proto::txn::decode_record;
 use ringkeeper_proto::{OpCode, SessionId, Txn, Zxid};
 use ringkeeper_tree::Tree;
@@ -44,6 +46,10 @@ pub(crate) struct Checks {
     last_cxid: BTreeMap<SessionId, i32>,
     /// Who leads in which epoch, and in which of its lives.
     leaders: BTreeMap<u32, (usize, u64)>,
+    /// What the leader of each epoch began with.
+    begun_with: BTreeMap<u32, Zxid>,
+    /// What has been proposed, as far as it is not older than what is committed.
+    proposed: BTreeMap<Zxid, Bytes>,
     expiries: BTreeMap<Zxid, Expiry>,
     /// When a member that leads has heard of each session, in milliseconds.
     heard: BTreeMap<usize, BTreeMap<SessionId, u64>>,
@@ -69,6 +75,8 @@ impl Checks {
             ephemerals: BTreeMap::new(),
             last_cxid: BTreeMap::new(),
             leaders: BTreeMap::new(),
+            begun_with: BTreeMap::new(),
+            proposed: BTreeMap::new(),
             expiries: BTreeMap::new(),
             heard: BTreeMap::new(),
             created: BTreeMap::new(),
@@ -87,6 +95,17 @@ impl Checks {
 
     pub(crate) const fn tree(&self) -> &Tree {
         &self.tree
+    }
+
+    /// A member has these records and does not know them to be committed; the newest come first.
+    pub(crate) fn proposed<'r>(&mut self, records: impl Iterator<Item = (Zxid, &'r Bytes)>) {
+        let last = self.last();
+        for (zxid, record) in records.take_while(|(zxid, _)| *zxid > last) {
+            if self.proposed.contains_key(&zxid) {
+                return;
+            }
+            self.proposed.insert(zxid, record.clone());
+        }
     }
 
     fn find(&self, zxid: Zxid) -> Option<&Committed> {
@@ -176,6 +195,13 @@ impl Checks {
             cxid: header.cxid,
             op: header.op,
         });
+        while self
+            .proposed
+            .first_key_value()
+            .is_some_and(|(it, _)| *it <= zxid)
+        {
+            self.proposed.pop_first();
+        }
         Ok(())
     }
 
@@ -274,14 +300,14 @@ impl Checks {
         self.heard.remove(&member);
     }
 
-    /// A member leads an epoch that a quorum has taken over.
+    /// A member leads an epoch that a quorum has taken over. `clock_ms` as for [`Checks::committed`].
     pub(crate) fn leads(
         &mut self,
         member: usize,
-        reign: u64,
-        epoch: u32,
+        (reign, epoch): (u64, u32),
         tree: &Tree,
         at_ms: u64,
+        clock_ms: impl Fn(usize, i64) -> u64,
     ) -> Result<(), Violation> {
         if let Some((other, other_reign)) = self.leaders.insert(epoch, (member, reign))
             && (other, other_reign) != (member, reign)
@@ -302,9 +328,47 @@ impl Checks {
                 tree.zxid()
             ));
         }
+        self.begun_with.insert(epoch, tree.zxid());
+        if self.last().epoch().0 < epoch {
+            self.settle(member, tree.zxid(), clock_ms)?;
+        }
         self.role_changed(member);
         for (session, _) in tree.sessions() {
             self.heard(member, session, at_ms);
+        }
+        Ok(())
+    }
+
+    /// All through `through` is committed by being what a leader begins with.
+    fn settle(
+        &mut self,
+        member: usize,
+        through: Zxid,
+        clock_ms: impl Fn(usize, i64) -> u64,
+    ) -> Result<(), Violation> {
+        let mut missing = Vec::new();
+        let mut at = through;
+        while at > self.last() {
+            match at.counter().checked_sub(1) {
+                Some(before) => {
+                    missing.push(at);
+                    at = Zxid::new(at.epoch(), before);
+                }
+                // What an epoch proposes follows what its leader began with.
+                None => {
+                    at = self
+                        .begun_with
+                        .get(&at.epoch().0)
+                        .copied()
+                        .unwrap_or(Zxid::ZERO)
+                }
+            }
+        }
+        for zxid in missing.into_iter().rev() {
+            let record = self.proposed.get(&zxid).cloned().ok_or_else(|| {
+                format!("member {member} leads with {zxid:?}, which nobody has proposed")
+            })?;
+            self.committed(member, zxid, &record, &clock_ms)?;
         }
         Ok(())
     }

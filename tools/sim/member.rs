@@ -749,7 +749,10 @@ impl World {
         if let Standing::Leading(epoch) = standing {
             self.reigns += 1;
             let reign = self.reigns;
-            self.checks.leads(number, reign, epoch.0, &tree, at_ms)?;
+            let members = &self.members;
+            let clock = |leader: usize, wall_ms| members[leader].time_of(wall_ms);
+            self.checks
+                .leads(number, (reign, epoch.0), &tree, at_ms, clock)?;
         }
         if standing.is_serving() {
             self.members[number].is_blank = false;
@@ -790,6 +793,7 @@ impl World {
         if let Some((zxid, _)) = records.last() {
             process.compared = *zxid;
         }
+        self.checks.proposed(process.core.not_committed());
         let tree = process.core.published_tree();
         let (zxid, digest) = (tree.zxid(), tree.digest());
         let serves = process.core.standing().is_serving();
@@ -933,7 +937,7 @@ fn write_snapshot(
     disk: &SimDisk,
     store: &Store<SimDisk>,
     tree: &Tree,
-) -> Result<ringkeeper_storage::SnapshotInfo, StorageError> {
+) -> Result<SnapshotInfo, StorageError> {
     let dir = store.snapshot_dir();
     let writer = SnapshotWriter::create_with(disk.clone(), dir, tree.zxid(), None)?;
     snapshot::write(writer, tree)
