@@ -644,12 +644,14 @@ mod tests {
         assert!(tree.acls.add_uses(record.acl, depth));
         let mut path = "/a".repeat(usize::try_from(depth).unwrap());
         let mut node = node_of("/a", &record);
-        for _ in 1..depth {
+        for below in 1..depth {
             let mut parent = node_of("/a", &record);
             crate::node::needs_extra(&mut parent, "/a");
             assert!(crate::node::adopt_children(
                 &mut parent,
-                vec![Child::new(node)]
+                vec![Child::new(node)],
+                below,
+                0
             ));
             node = parent;
         }

@@ -401,17 +401,19 @@ pub(crate) fn needs_extra(node: &mut NodeArc, path: &str) {
     node_mut(node).extra_mut(path);
 }
 
-/// Gives `node`, which is new and has an extra part, its children, in the order of their keys. False
-/// if it has no extra part.
-pub(crate) fn adopt_children(node: &mut NodeArc, children: Vec<Child>) -> bool {
+/// Gives `node`, which is new and has an extra part, its children, in the order of their keys; they and what is below
+/// them come to so many znodes and bytes. False if it has no extra part.
+pub(crate) fn adopt_children(
+    node: &mut NodeArc,
+    children: Vec<Child>,
+    descendants: u64,
+    bytes_below: u64,
+) -> bool {
     let Some(extra) = node_mut(node).own_extra() else {
         return false;
     };
-    for child in &children {
-        let node = Node::new(&child.node);
-        extra.descendants += 1 + node.all_children_number();
-        extra.bytes_below += node.subtree_bytes();
-    }
+    extra.descendants = descendants;
+    extra.bytes_below = bytes_below;
     extra.children = Map::from_sorted(children);
     true
 }

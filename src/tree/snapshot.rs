@@ -28,7 +28,8 @@ use crate::acl_table::AclTable;
 use crate::apply::is_quota_limit;
 use crate::map::{Entry, Key, Map};
 use crate::node::{
-    Child, ChildIter, Inner, NodeArc, NodeFields, Record, adopt_children, needs_extra, node_of,
+    Child, ChildIter, Inner, Node, NodeArc, NodeFields, Record, adopt_children, needs_extra,
+    node_of,
 };
 use crate::tree::{Session, Tree};
 
@@ -247,7 +248,10 @@ struct Header {
 struct Nodes {
     /// The path of the first znode's parent.
     parent_path: String,
-    nodes: Vec<(usize, Child)>,
+    /// What is complete, for one ancestor after the other, from below upwards.
+    runs: Vec<Run>,
+    /// The znodes whose children may go on in the next chunk, the first a child of the last run's parent.
+    open: Vec<Open>,
     digest: u64,
     quotas: usize,
     acl_uses: BTreeMap<u32, u64>,
@@ -368,16 +372,17 @@ impl SnapshotBuilder {
             }
         }
         let mut parent_path = Some(nodes.parent_path);
-        for (depth, child) in nodes.nodes {
-            self.nodes.close_to(depth)?;
+        for run in nodes.runs {
+            self.nodes.close_to(run.depth)?;
             // Digests and ephemerals were made from the path that the chunk told.
             if let Some(told) = parent_path.take()
                 && !self.nodes.is_at(&told)
             {
                 return Err(SnapshotError::Order("a chunk is of another place"));
             }
-            self.nodes.push(child);
+            self.nodes.adopt(run.below);
         }
+        self.nodes.reopen(nodes.open);
         self.digest = self.digest.wrapping_add(nodes.digest);
         self.quotas += nodes.quotas;
         self.owned.extend(nodes.owned);
@@ -397,17 +402,69 @@ pub(crate) struct Unfinished {
 #[derive(Debug)]
 struct Open {
     child: Child,
+    below: Below,
+}
+
+/// Complete children of a znode, and what they come to.
+#[derive(Debug, Default)]
+struct Below {
     children: Vec<Child>,
+    /// Znodes and bytes of data, the children's own and all below them.
+    nodes: u64,
+    bytes: u64,
+}
+
+/// Complete znodes of one depth, children of one ancestor of a chunk's first znode.
+#[derive(Debug)]
+struct Run {
+    depth: usize,
+    below: Below,
+}
+
+impl Open {
+    fn new(child: Child) -> Self {
+        Self {
+            child,
+            below: Below::default(),
+        }
+    }
+
+    /// The znode with all its children.
+    fn finish(mut self) -> Result<Child, SnapshotError> {
+        if !self.below.children.is_empty() {
+            let children = in_order(self.below.children)?;
+            let (nodes, bytes) = (self.below.nodes, self.below.bytes);
+            if !adopt_children(&mut self.child.node, children, nodes, bytes) {
+                return Err(SnapshotError::Order("a znode has children, and says no"));
+            }
+        }
+        Ok(self.child)
+    }
+}
+
+impl Below {
+    fn push(&mut self, child: Child) {
+        let node = Node::new(&child.node);
+        self.nodes += 1 + node.all_children_number();
+        self.bytes += node.subtree_bytes();
+        self.children.push(child);
+    }
+
+    fn append(&mut self, mut other: Self) {
+        self.nodes += other.nodes;
+        self.bytes += other.bytes;
+        match self.children.is_empty() {
+            true => self.children = other.children,
+            false => self.children.append(&mut other.children),
+        }
+    }
 }
 
 impl Unfinished {
     /// Adds a znode below the last open one. It stays open until [`Unfinished::close_to`].
     pub(crate) fn push(&mut self, child: Child) {
         self.has_root = true;
-        self.open.push(Open {
-            child,
-            children: Vec::new(),
-        });
+        self.open.push(Open::new(child));
     }
 
     /// The last open znode.
@@ -430,6 +487,19 @@ impl Unfinished {
         Ok(self.root.take())
     }
 
+    /// Adds complete children to the last open znode. There are none of the root's own depth: it stays open.
+    fn adopt(&mut self, below: Below) {
+        if let Some(parent) = self.open.last_mut() {
+            parent.below.append(below);
+        }
+    }
+
+    /// Adds a znode below the last open one, one below that, and so on.
+    fn reopen(&mut self, mut open: Vec<Open>) {
+        self.has_root |= !open.is_empty();
+        self.open.append(&mut open);
+    }
+
     /// Whether the open znodes lead to `path`.
     fn is_at(&self, path: &str) -> bool {
         let names = self.open.iter().skip(1).map(|open| open.child.node.name());
@@ -441,19 +511,53 @@ impl Unfinished {
 
     fn close(&mut self, depth: usize) -> Result<(), SnapshotError> {
         while self.open.len() > depth {
-            let Some(mut done) = self.open.pop() else {
+            let Some(done) = self.open.pop() else {
                 break;
             };
-            if !done.children.is_empty() {
-                let children = in_order(done.children)?;
-                if !adopt_children(&mut done.child.node, children) {
-                    return Err(SnapshotError::Order("a znode has children, and says no"));
-                }
-            }
+            let child = done.finish()?;
             match self.open.last_mut() {
-                Some(parent) => parent.children.push(done.child),
-                None => self.root = Some(done.child.node),
+                Some(parent) => parent.below.push(child),
+                None => self.root = Some(child.node),
             }
+        }
+        Ok(())
+    }
+}
+
+/// The znodes of one chunk while they are decoded: what is complete within the chunk is put together here, so that this
+/// is done by as many threads as decode.
+#[derive(Default)]
+struct Piece {
+    runs: Vec<Run>,
+    open: Vec<Open>,
+}
+
+impl Piece {
+    /// Adds a znode of `depth`, at most one deeper than the last.
+    fn push(&mut self, depth: usize, child: Child) -> Result<(), SnapshotError> {
+        let base = self.runs.last().map_or(usize::MAX, |run| run.depth);
+        self.close(depth.saturating_sub(base))?;
+        if depth < base {
+            self.runs.push(Run {
+                depth,
+                below: Below::default(),
+            });
+        }
+        self.open.push(Open::new(child));
+        Ok(())
+    }
+
+    /// Ends all open znodes but the first `keep`.
+    fn close(&mut self, keep: usize) -> Result<(), SnapshotError> {
+        while self.open.len() > keep {
+            let (Some(done), Some(run)) = (self.open.pop(), self.runs.last_mut()) else {
+                break;
+            };
+            let parent = self
+                .open
+                .last_mut()
+                .map_or(&mut run.below, |open| &mut open.below);
+            parent.push(done.finish()?);
         }
         Ok(())
     }
@@ -608,12 +712,14 @@ fn read_nodes(reader: &mut Reader<'_>) -> Result<Nodes, SnapshotError> {
     let mut path = OpenPath::new(&parent_path)?;
     let mut nodes = Nodes {
         parent_path,
-        nodes: Vec::with_capacity(count),
+        runs: Vec::new(),
+        open: Vec::new(),
         digest: 0,
         quotas: 0,
         acl_uses: BTreeMap::new(),
         owned: Vec::new(),
     };
+    let mut piece = Piece::default();
     // Neighbours mostly have the same ACL.
     let mut acl_run = (0, 0);
     for _ in 0..count {
@@ -634,8 +740,9 @@ fn read_nodes(reader: &mut Reader<'_>) -> Result<Nodes, SnapshotError> {
             acl_run.1 = 0;
         }
         acl_run = (record.acl, acl_run.1 + 1);
-        nodes.nodes.push((depth, Child::new(node)));
+        piece.push(depth, Child::new(node))?;
     }
+    (nodes.runs, nodes.open) = (piece.runs, piece.open);
     if acl_run.1 > 0 {
         *nodes.acl_uses.entry(acl_run.0).or_insert(0) += acl_run.1;
     }
