@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use bytes::BufMut as _;
 use ringkeeper_proto::{TxnDigest, WriteJute as _};
-use ringkeeper_tree::{Node, Tree};
+use ringkeeper_tree::Tree;
+use ringkeeper_tree::image::put_node;
 
 use crate::epochs::sync_folder;
 use crate::error::FileError;
@@ -102,22 +103,6 @@ fn put_nodes(
         open.push(child.children());
     }
     Ok(())
-}
-
-fn put_node(path: &str, node: Node<'_>, out: &mut Vec<u8>) {
-    let stat = node.stat();
-    out.put_ustring(path);
-    out.put_buffer(node.data());
-    out.put_i64(node.acl_id().into());
-    out.put_i64(stat.czxid);
-    out.put_i64(stat.mzxid);
-    out.put_i64(stat.ctime);
-    out.put_i64(stat.mtime);
-    out.put_i32(stat.version);
-    out.put_i32(node.cversion_raw());
-    out.put_i32(stat.aversion);
-    out.put_i64(node.ephemeral_owner_raw());
-    out.put_i64(stat.pzxid);
 }
 
 fn put_seal(out: &mut Vec<u8>, sink: &mut Sink) -> io::Result<()> {
