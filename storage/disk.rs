@@ -47,6 +47,17 @@ pub struct Entry {
     pub is_dir: bool,
 }
 
+/// How much a file is wanted while it is being made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// Not yet: most of the device's time is left to others.
+    Gentle,
+    /// Soon: as fast as the device can.
+    Soon,
+    /// Somebody waits for it.
+    Waiting,
+}
+
 /// A disk, as the storage code sees it.
 pub trait Disk: Clone + 'static {
     /// An open file; cheap to clone.
@@ -63,13 +74,14 @@ pub trait Disk: Clone + 'static {
     /// Makes (or replaces) a file of `bytes` zeros that is itself on stable storage, so that no later
     /// write grows it or changes an extent. The name is not: see [`Disk::sync_dir`].
     ///
-    /// `is_urgent` is asked, with the bytes filled so far, from time to time: where it says no, most of the
-    /// device's time is left to others.
+    /// `urgency` is asked, with the bytes filled so far, from time to time. Where it says that somebody waits, what is
+    /// left may be given its place without being filled, if that is faster: it reads as zeros, and the first write to it
+    /// costs more.
     fn create_zeroed(
         &self,
         path: &Path,
         bytes: u64,
-        is_urgent: impl Fn(u64) -> bool,
+        urgency: impl Fn(u64) -> Urgency,
     ) -> impl Future<Output = io::Result<Self::File>>;
     /// The file's length in bytes.
     fn size(&self, file: &Self::File) -> impl Future<Output = io::Result<u64>>;

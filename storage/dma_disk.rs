@@ -19,7 +19,7 @@ use glommio::{
 
 use crate::{
     aligned::AlignedBuffer,
-    disk::{BLOCK_BYTES, Disk, DiskBuffer as _, Entry},
+    disk::{BLOCK_BYTES, Disk, DiskBuffer as _, Entry, Urgency},
 };
 
 /// Bytes per write of an urgent fill.
@@ -172,7 +172,7 @@ impl Disk for DmaDisk {
         &self,
         path: &Path,
         bytes: u64,
-        is_urgent: impl Fn(u64) -> bool,
+        urgency: impl Fn(u64) -> Urgency,
     ) -> io::Result<DmaHandle> {
         let mut options = OpenOptions::new();
         options
@@ -182,7 +182,7 @@ impl Disk for DmaDisk {
             .truncate(true)
             .mode(0o640);
         let file = options.dma_open(path).await.map_err(system)?;
-        let filled = fill(&file, bytes, is_urgent).await;
+        let filled = fill(&file, bytes, urgency).await;
         file.close().await.map_err(system)?;
         filled?;
         self.open(path).await
@@ -322,18 +322,23 @@ impl Disk for DmaDisk {
 
 /// Writes zeros over the first `bytes` bytes and flushes: afterwards no write changes an extent, which
 /// `fallocate` alone does not give (the first write into an unwritten extent commits metadata).
-async fn fill(file: &DmaFile, bytes: u64, is_urgent: impl Fn(u64) -> bool) -> io::Result<()> {
+///
+/// The place is reserved first: writes that grow a file go one after the other, whatever their number. And when somebody
+/// waits, what is reserved is enough: slower to write than what is filled, and much sooner there.
+async fn fill(file: &DmaFile, bytes: u64, urgency: impl Fn(u64) -> Urgency) -> io::Result<()> {
+    let is_reserved = reserve(file, bytes).await?;
     let mut buffer = AlignedBuffer::with_capacity(FILL_BYTES);
     let mut offset = 0;
     while offset < bytes {
         let started = Instant::now();
-        let is_gentle = !is_urgent(offset);
-        let most = if is_gentle {
-            FILL_BYTES_GENTLE
-        } else {
-            FILL_BYTES
+        let urgency = urgency(offset);
+        if urgency == Urgency::Waiting && is_reserved {
+            break;
+        }
+        let (most, depth) = match urgency {
+            Urgency::Gentle => (FILL_BYTES_GENTLE, 1),
+            Urgency::Soon | Urgency::Waiting => (FILL_BYTES, FILL_DEPTH),
         };
-        let depth = if is_gentle { 1 } else { FILL_DEPTH };
         let len = usize::try_from(bytes - offset).unwrap_or(most).min(most);
         buffer.set_len(len);
         let places = (0..depth).map(|number| offset + number * len as u64);
@@ -349,11 +354,20 @@ async fn fill(file: &DmaFile, bytes: u64, is_urgent: impl Fn(u64) -> bool) -> io
             }
             offset += len as u64;
         }
-        if is_gentle {
+        if urgency == Urgency::Gentle {
             sleep(started.elapsed() * FILL_REST).await;
         }
     }
     file.fdatasync().await.map_err(system)
+}
+
+/// Reserves the file's place; false where the file system cannot.
+async fn reserve(file: &DmaFile, bytes: u64) -> io::Result<bool> {
+    match file.pre_allocate(bytes, false).await.map_err(system) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The system's error without glommio's wrapping, so that its code stays readable.

@@ -40,7 +40,7 @@ mod txn_log;
 
 pub use aligned::AlignedBuffer;
 pub use batch::{Batch, BatchHeader, BatchKind, HEADER_BYTES, SealedBatch};
-pub use disk::{BLOCK_BYTES, Disk, DiskBuffer, Entry};
+pub use disk::{BLOCK_BYTES, Disk, DiskBuffer, Entry, Urgency};
 pub use dma_disk::{DmaDisk, DmaHandle, DmaRead, DurableVariant};
 pub use error::{DOCTOR, Damage, DamageKind, OpenError, StorageError};
 pub use holdings::{FaultyRange, Holding, Holdings};
@@ -58,7 +58,7 @@ pub use snapshot::{
     CHUNK_BYTES_MAX, Chunk, Compression, SNAPSHOT_COUNTS, SnapshotReader, SnapshotWriter,
 };
 pub use snapshot_files::{ReadFile, SnapshotFiles, StdFiles, WriteFile};
-pub use stats::LogStats;
+pub use stats::{FlushTimes, LogStats};
 pub use std_disk::StdDisk;
 pub use store::{Dirs, EpochState, FOLDER, LogOptions, Opened, Recovered, Store, Tail};
 pub use txn_log::{Durable, TxnLog};

@@ -35,9 +35,10 @@ use zerocopy::{
 };
 
 use crate::{
-    disk::{BLOCK_BYTES, Disk, DiskBuffer as _},
+    disk::{BLOCK_BYTES, Disk, DiskBuffer as _, Urgency},
     error::StorageError,
     recovery::{Chain, CleanEnd},
+    stats::FlushTimes,
 };
 
 /// `RKMF`.
@@ -320,6 +321,7 @@ pub(crate) struct Manifest<D: Disk> {
     copies: [(PathBuf, D::File); 2],
     buffer: D::Buffer,
     contents: Contents,
+    times: FlushTimes,
     /// The first failed save: what is on disk is unknown since.
     failed: Option<StorageError>,
 }
@@ -340,6 +342,7 @@ impl<D: Disk> Manifest<D> {
             copies: [first, second],
             buffer,
             contents,
+            times: FlushTimes::new(),
             failed: None,
         };
         manifest.update(|_| ()).await?;
@@ -348,6 +351,11 @@ impl<D: Disk> Manifest<D> {
 
     pub(crate) fn contents(&self) -> &Contents {
         &self.contents
+    }
+
+    /// How long each durable write of a copy takes.
+    pub(crate) fn times(&self) -> &FlushTimes {
+        &self.times
     }
 
     /// Changes the contents, durably: both copies hold the change when this returns. Dropped half-way, it
@@ -369,11 +377,13 @@ impl<D: Disk> Manifest<D> {
         self.failed = Some(StorageError::Abandoned);
         // One after the other: while one copy is torn by a crash, the other is whole.
         for (path, file) in &self.copies {
+            let started = self.disk.now();
             if let Err(error) = self.disk.write_durable_at(file, 0, &self.buffer).await {
                 let error = StorageError::io("write manifest", path, Some(0), error);
                 self.failed = Some(error.clone());
                 return Err(error);
             }
+            self.times.record(self.disk.now().saturating_sub(started));
         }
         self.failed = None;
         self.contents = contents;
@@ -388,7 +398,7 @@ async fn open_copy<D: Disk>(disk: &D, dir: &Path, path: &Path) -> Result<D::File
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
         _ => {
             let file = disk
-                .create_zeroed(path, BLOCK_BYTES as u64, |_| true)
+                .create_zeroed(path, BLOCK_BYTES as u64, |_| Urgency::Soon)
                 .await
                 .map_err(failed)?;
             disk.sync_dir(dir)

@@ -5,7 +5,7 @@ use std::{fmt, io, path::Path, time::Duration};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
 use crate::{
-    disk::{BLOCK_BYTES, Disk, DiskBuffer as _},
+    disk::{BLOCK_BYTES, Disk, DiskBuffer as _, Urgency},
     dma_disk::{DmaDisk, DurableVariant},
     error::{OpenError, StorageError},
 };
@@ -125,7 +125,9 @@ fn open_direct(path: &Path) -> io::Result<std::fs::File> {
 async fn measure(disk: &DmaDisk, scratch: &Path) -> io::Result<(Duration, Duration)> {
     let variants = [DurableVariant::Dsync, DurableVariant::WriteThenFlush];
     let bytes = (2 * ROUNDS * BLOCK_BYTES) as u64;
-    let made = disk.create_zeroed(scratch, bytes, |_| true).await?;
+    let made = disk
+        .create_zeroed(scratch, bytes, |_| Urgency::Soon)
+        .await?;
     disk.close(made).await;
     let mut files = Vec::new();
     for variant in variants {

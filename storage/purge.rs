@@ -12,11 +12,14 @@ use crate::{
     error::StorageError,
     manifest::LogStart,
     scan::Spares,
-    segment::SegmentMeta,
+    segment::{SegmentMeta, spare_path},
     snapshot::snapshot_path,
     store::{Store, remove, sync},
     txn_log::needed_from,
 };
+
+/// Spares that are kept even where space is short.
+const SPARES_FEW: usize = 2;
 
 /// What a purge did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,17 +102,36 @@ impl<D: Disk> Store<D> {
         if gone.is_empty() {
             return Ok(());
         }
+        let wanted = self.spares_wanted()?;
         let mut spares = Spares::new(&log.disk, &log.dir, &log.options);
         for meta in gone {
             // Those that wait already count; the log may take one at any moment, which only makes room.
             let waiting = log.state.borrow().spares.len();
-            if waiting < log.options.spares_max {
+            if waiting < wanted {
                 spares.take(meta.number, meta.bytes).await?;
                 log.state.borrow_mut().spares.append(&mut spares.kept);
             } else {
                 remove(&log.disk, &meta.path).await?;
             }
         }
+        while log.state.borrow().spares.len() > wanted {
+            let Some(number) = log.state.borrow_mut().spares.pop() else {
+                break;
+            };
+            remove(&log.disk, &spare_path(&log.dir, number)).await?;
+        }
         sync(&log.disk, &log.dir).await
+    }
+
+    /// How many spares are to be kept: few where they could take what others need.
+    fn spares_wanted(&self) -> Result<usize, StorageError> {
+        let log = &*self.inner.log;
+        let all = log.options.spares_max;
+        let available = log.disk.available(&log.dir);
+        let available = available
+            .map_err(|error| StorageError::io("measure free space", &log.dir, None, error))?;
+        let room = log.options.segment_bytes.saturating_mul(all as u64);
+        let is_short = available < room.saturating_add(log.options.free_bytes_min);
+        Ok(if is_short { all.min(SPARES_FEW) } else { all })
     }
 }

@@ -30,7 +30,7 @@ use std::{
     time::Duration,
 };
 
-use crate::disk::{Disk, Entry};
+use crate::disk::{Disk, Entry, Urgency};
 
 /// What a power cut keeps or loses as a whole, in bytes.
 pub const SECTOR_BYTES: usize = 512;
@@ -97,6 +97,7 @@ pub(crate) struct Sim {
     now: Duration,
     sleepers: Vec<(Duration, Waker)>,
     locks: BTreeSet<PathBuf>,
+    last_urgency: Option<Urgency>,
     tasks: Vec<Task>,
 }
 
@@ -211,6 +212,7 @@ impl SimDisk {
             now: Duration::ZERO,
             sleepers: Vec::new(),
             locks: BTreeSet::new(),
+            last_urgency: None,
             tasks: Vec::new(),
         })))
     }
@@ -264,6 +266,11 @@ impl SimDisk {
     /// Sets the free space in bytes.
     pub fn set_available(&self, bytes: u64) {
         self.0.borrow_mut().available = bytes;
+    }
+
+    /// How urgent the file that was made last was when it was begun.
+    pub fn last_urgency(&self) -> Option<Urgency> {
+        self.0.borrow().last_urgency
     }
 
     /// The content of a file, or `None` when there is none of that name.
@@ -722,10 +729,12 @@ impl Disk for SimDisk {
         &self,
         path: &Path,
         bytes: u64,
-        _: impl Fn(u64) -> bool,
+        urgency: impl Fn(u64) -> Urgency,
     ) -> io::Result<SimFile> {
+        let urgency = urgency(0);
         let inode = {
             let mut sim = self.0.borrow_mut();
+            sim.last_urgency = Some(urgency);
             let inode = sim.next_inode;
             sim.next_inode += 1;
             sim.inodes.insert(inode, Inode::default());

@@ -155,6 +155,8 @@ impl ReadFile for SimRead {
         Ok(())
     }
 
+    fn read_ahead(&self, _offset: u64, _len: u64) {}
+
     fn forget_cached(&self) {}
 }
 

@@ -39,6 +39,7 @@ use crate::{
     error::StorageError,
     manifest::SnapshotInfo,
     snapshot_files::{ReadFile, SnapshotFiles, StdFiles, WriteFile as _},
+    stats::FlushTimes,
 };
 
 /// `RKSS`.
@@ -147,6 +148,7 @@ pub struct SnapshotWriter<F: SnapshotFiles = StdFiles> {
     flushed: u64,
     index: Vec<RawChunk>,
     pace: Pace,
+    times: Option<FlushTimes>,
     compression: Compression,
     /// Where chunks are compressed to.
     compressed: Vec<u8>,
@@ -197,6 +199,7 @@ impl<F: SnapshotFiles> SnapshotWriter<F> {
             flushed: 0,
             index: Vec::new(),
             pace: Pace::new(bytes_per_second),
+            times: None,
             compression: Compression::None,
             compressed: Vec::new(),
             named: false,
@@ -209,6 +212,13 @@ impl<F: SnapshotFiles> SnapshotWriter<F> {
     #[must_use]
     pub fn compressed_by(mut self, compression: Compression) -> Self {
         self.compression = compression;
+        self
+    }
+
+    /// Counts its flushes there.
+    #[must_use]
+    pub fn timed_by(mut self, times: &FlushTimes) -> Self {
+        self.times = Some(times.clone());
         self
     }
 
@@ -320,10 +330,14 @@ impl<F: SnapshotFiles> SnapshotWriter<F> {
     }
 
     fn flush(&mut self) -> Result<(), StorageError> {
+        let started = Instant::now();
         self.file
             .flush_durably()
             .map_err(|error| StorageError::io("flush snapshot", &self.temporary, None, error))?;
         self.flushed = self.offset;
+        if let Some(times) = &self.times {
+            times.record(started.elapsed());
+        }
         Ok(())
     }
 }
@@ -517,6 +531,11 @@ impl<R: ReadFile> SnapshotReader<R> {
     /// Its chunks, in the order written.
     pub fn chunks(&self) -> &[Chunk] {
         &self.chunks
+    }
+
+    /// Has a chunk brought into memory while others are being read.
+    pub fn read_ahead(&self, chunk: &Chunk) {
+        self.file.read_ahead(chunk.offset, chunk.bytes as u64);
     }
 
     /// Reads a chunk into `bytes` (replacing what is there), checks it and decompresses it if it is compressed.

@@ -1,6 +1,6 @@
 //! The file operations of a snapshot, so that a simulated disk can stand in for the system's.
 
-use std::{fs, io, io::Write, path::Path};
+use std::{fs, io, io::Write, num::NonZeroU64, path::Path};
 
 use rustix::fs::Advice;
 
@@ -35,6 +35,8 @@ pub trait ReadFile {
     fn size(&self) -> io::Result<u64>;
     /// Fills `bytes` from `offset`; a short file is [`io::ErrorKind::UnexpectedEof`].
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Tells the system that these bytes will be read.
+    fn read_ahead(&self, offset: u64, len: u64);
     /// Drops what the system holds of it in memory, so that the next read asks the device.
     fn forget_cached(&self);
 }
@@ -81,6 +83,12 @@ impl ReadFile for fs::File {
 
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
         std::os::unix::fs::FileExt::read_exact_at(self, bytes, offset)
+    }
+
+    fn read_ahead(&self, offset: u64, len: u64) {
+        // Advice only, as below.
+        rustix::fs::fadvise(self, offset, NonZeroU64::new(len), Advice::WillNeed)
+            .unwrap_or_default();
     }
 
     fn forget_cached(&self) {

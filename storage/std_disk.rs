@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 
-use crate::disk::{Disk, Entry};
+use crate::disk::{Disk, Entry, Urgency};
 
 /// Zeros are written in pieces of this size.
 const FILL_BYTES: usize = 1 << 20;
@@ -54,7 +54,7 @@ impl Disk for StdDisk {
         &self,
         path: &Path,
         bytes: u64,
-        _is_urgent: impl Fn(u64) -> bool,
+        _urgency: impl Fn(u64) -> Urgency,
     ) -> io::Result<Rc<File>> {
         let mut options = OpenOptions::new();
         options

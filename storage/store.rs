@@ -30,6 +30,7 @@ use crate::{
     scan::{OnDamage, scan_log},
     segment::{FIRST_BATCH, Listing, log_path, spare_path},
     snapshot::{self, snapshot_path},
+    stats::FlushTimes,
     txn_log::{Shared, TxnLog, starts_after},
 };
 
@@ -80,7 +81,8 @@ pub struct LogOptions {
     pub record_bytes_max: usize,
     /// Space that preparing a segment leaves free for snapshots and others.
     pub free_bytes_min: u64,
-    /// Spare segments kept for reuse.
+    /// Spare segments kept for reuse: about as many as the log fills between two purges, which then never need to be
+    /// made anew. They take no space that the log has not taken before; where space is short, two stay at most.
     pub spares_max: usize,
 }
 
@@ -91,7 +93,7 @@ impl Default for LogOptions {
             batch_bytes_max: 1 << 20,
             record_bytes_max: 4 << 20,
             free_bytes_min: 64 << 20,
-            spares_max: 2,
+            spares_max: 8,
         }
     }
 }
@@ -199,6 +201,7 @@ pub(crate) struct StoreInner<D: Disk> {
     pub(crate) data: PathBuf,
     pub(crate) log: Rc<Shared<D>>,
     pub(crate) manifest: Mutex<Manifest<D>>,
+    manifest_times: FlushTimes,
     /// See [`Store::history`].
     history: Cell<u64>,
     _locks: Vec<D::Lock>,
@@ -303,6 +306,7 @@ impl<D: Disk> Store<D> {
             disk,
             data,
             log: Rc::clone(txn_log.shared()),
+            manifest_times: manifest.times().clone(),
             manifest: Mutex::new(manifest),
             history: Cell::new(0),
             _locks: locks,
@@ -470,6 +474,11 @@ impl<D: Disk> Store<D> {
             .rev()
             .copied()
             .collect()
+    }
+
+    /// How long the manifest's durable writes take: what an epoch waits for.
+    pub fn manifest_times(&self) -> &FlushTimes {
+        &self.inner.manifest_times
     }
 
     /// Where snapshots are written.

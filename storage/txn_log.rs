@@ -28,7 +28,7 @@ use ringkeeper_proto::Zxid;
 
 use crate::{
     batch::{Batch, BatchHeader, BatchKind, BatchLimits, Content, SealedBatch},
-    disk::{BLOCK_BYTES, Disk, round_up},
+    disk::{BLOCK_BYTES, Disk, Urgency, round_up},
     error::{Damage, StorageError, is_no_space},
     manifest::LogStart,
     reader::LogReader,
@@ -118,6 +118,8 @@ pub(crate) struct InFlight<B> {
     pub(crate) batch: SealedBatch<B>,
     last_zxid: Zxid,
     generation: u64,
+    /// When it was handed over, by the disk's clock.
+    since: Duration,
     written: bool,
     /// Who waits for it: as a rule one task, which then costs no allocation.
     waker: Option<Waker>,
@@ -581,6 +583,7 @@ impl<D: Disk> Shared<D> {
             batch: sealed.clone(),
             last_zxid: last,
             generation,
+            since: self.disk.now(),
             written: false,
             waker: None,
             more_wakers: Vec::new(),
@@ -901,12 +904,8 @@ impl<D: Disk> Shared<D> {
         if available < needed {
             return Err(full);
         }
-        let is_urgent = |filled| self.state.borrow().needs_soon(segment, filled);
-        match self
-            .disk
-            .create_zeroed(&path, segment.bytes, is_urgent)
-            .await
-        {
+        let urgency = |filled| self.state.borrow().urgency(segment, filled);
+        match self.disk.create_zeroed(&path, segment.bytes, urgency).await {
             Ok(file) => Ok((file, path)),
             Err(error) if is_no_space(&error) => {
                 // Give back what the attempt took. Left behind it would be removed at the next start.
@@ -932,6 +931,8 @@ impl<D: Disk> Shared<D> {
             state.durable_sequence += 1;
             state.durable_through = entry.last_zxid;
             state.durable_generation = entry.generation;
+            let took = self.disk.now().saturating_sub(entry.since);
+            self.stats.borrow_mut().batch_durable(took);
             entry.wake();
         }
     }
@@ -984,12 +985,22 @@ impl<D: Disk> State<D> {
         }
     }
 
-    /// Whether writes wait for `segment`, which is filled this far, or soon will: it is to be ready when
-    /// the active one is half full.
-    fn needs_soon(&self, segment: &Segment<D>, filled: u64) -> bool {
+    /// How much `segment`, which is filled this far, is wanted: it is to be ready when the active one is half full.
+    ///
+    /// A store's first one is filled whole though its seal waits for it: nobody is served yet, and what will be written
+    /// to it is the faster for it.
+    fn urgency(&self, segment: &Segment<D>, filled: u64) -> Urgency {
         let share = |part: u64, whole: u64| u128::from(part) * u128::from(whole);
-        self.active.ready().is_none()
+        let is_first = self.durable_sequence == 0;
+        if self.active.ready().is_none() && !is_first {
+            Urgency::Waiting
+        } else if is_first
             || share(filled, self.active.bytes) < 2 * share(self.offset, segment.bytes)
+        {
+            Urgency::Soon
+        } else {
+            Urgency::Gentle
+        }
     }
 
     fn new_segment(&mut self, dir: &Path, bytes: u64) -> Rc<Segment<D>> {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use hdrhistogram::Histogram;
 use ringkeeper_config::LoggedSince;
 use ringkeeper_proto::{SessionId, Zxid};
 use ringkeeper_storage::Disk;
@@ -36,6 +37,8 @@ pub struct CoreReport {
     pub digests: Vec<(Zxid, u64)>,
     /// Metrics of the log and the snapshots, by their names.
     pub metrics: Vec<(&'static str, Metric)>,
+    /// Latencies of the devices in microseconds, by their names.
+    pub latencies: Vec<(&'static str, Histogram<u64>)>,
 }
 
 /// A metric's value.
@@ -194,20 +197,18 @@ impl<D: Disk> Core<D> {
                 ("synced_observers", count(true, Some(true))),
             ]);
         }
+        let mut latencies = vec![(
+            "manifest_fsynctime",
+            self.store.manifest_times().histogram(),
+        )];
         self.log.with_stats(|log| {
-            let write_ms = |quantile| log.write_us.value_at_quantile(quantile) as f64 / 1000.0;
             metrics.extend([
-                ("cnt_fsynctime", Metric::Integer(log.write_us.len())),
-                ("avg_fsynctime", Metric::Float(log.write_us.mean() / 1000.0)),
-                (
-                    "max_fsynctime",
-                    Metric::Float(log.write_us.max() as f64 / 1000.0),
-                ),
-                ("p50_fsynctime", Metric::Float(write_ms(0.5))),
-                ("p99_fsynctime", Metric::Float(write_ms(0.99))),
-                ("p999_fsynctime", Metric::Float(write_ms(0.999))),
                 ("log_bytes_written", Metric::Integer(log.written_bytes)),
                 ("log_txn_bytes", Metric::Integer(log.txn_bytes)),
+            ]);
+            latencies.extend([
+                ("fsynctime", log.write_us.clone()),
+                ("log_commit_time", log.commit_us.clone()),
             ]);
         });
         CoreReport {
@@ -217,6 +218,7 @@ impl<D: Disk> Core<D> {
             sessions_expired: stats.sessions_expired,
             digests: stats.digests.iter().copied().collect(),
             metrics,
+            latencies,
         }
     }
 }

@@ -61,6 +61,9 @@ pub(crate) fn answer(report: &Report, links: &Links) -> String {
     let stall_max_us = pulse.stall_max_ns.load(Ordering::Relaxed) / 1000;
     lines.integer("pulse_stall_max_us", stall_max_us);
     lines.integer("log_lines_dropped", logging::dropped_lines());
+    for (name, latencies) in &report.core.latencies {
+        lines.histogram(name, latencies, 1000.0);
+    }
     for (name, metric) in &report.core.metrics {
         match metric {
             Metric::Integer(value) => lines.integer(name, *value),

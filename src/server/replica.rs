@@ -71,6 +71,7 @@ impl<D: Disk> Replica<D> {
             CoreMessage::Report(to) => {
                 let mut report = self.core.report();
                 report.metrics.extend(self.snapshots.metrics());
+                report.latencies.extend(self.snapshots.latencies());
                 _ = to.send(report);
             }
             CoreMessage::ResetStatistics => self.core.stats_mut().reset(),
@@ -150,8 +151,7 @@ impl<D: Disk> Replica<D> {
     }
 
     fn snapshot_taken(&mut self, taken: Result<SnapshotTaken, String>) {
-        self.snapshots
-            .ended(taken.as_ref().ok().map(|taken| taken.info.bytes));
+        self.snapshots.ended(taken.as_ref().ok());
         let stats = self.core.stats_mut();
         match taken {
             Ok(taken) => {

@@ -1,17 +1,20 @@
 //! Snapshots: written by a thread of its own from a clone of the tree, so that no write waits for one.
 
 use std::cell::Cell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use hdrhistogram::Histogram;
 use ringkeeper_config::{LoggedSince, SnapshotConfig};
 use ringkeeper_member::{Metric, Settings};
-use ringkeeper_storage::{Compression, Disk, SnapshotInfo, SnapshotReader, SnapshotWriter, Store};
-use ringkeeper_transport::mailbox::Sender;
+use ringkeeper_storage::{
+    Compression, Disk, FlushTimes, SnapshotInfo, SnapshotReader, SnapshotWriter, Store,
+};
+use ringkeeper_transport::mailbox::{MailboxError, Sender};
 use ringkeeper_transport::{sleep, spawn_local};
 use ringkeeper_tree::Tree;
 use ringkeeper_tree::snapshot::{Chunk, SnapshotBuilder};
@@ -22,8 +25,14 @@ use crate::threads;
 /// Decoded chunks that may wait for their turn, per loading thread.
 const CHUNKS_AHEAD: usize = 4;
 
+/// Chunks that are on their way from the disk while one is decoded, per loading thread.
+const READ_AHEAD: usize = 8;
+
 /// How often the core's executor is looked at while a snapshot is under way.
 const PROBE_PAUSE: Duration = Duration::from_millis(1);
+
+/// Snapshots that take longer than this are counted as this: a day in microseconds.
+const TIME_MAX_US: u64 = 86_400_000_000;
 
 /// A stall that counts.
 const STALL: Duration = Duration::from_millis(5);
@@ -55,6 +64,10 @@ pub(crate) struct Snapshots {
     busy: bool,
     last_bytes: u64,
     stalls: Rc<Stalls>,
+    /// Of each flush of a snapshot's file.
+    flush_times: FlushTimes,
+    /// Of whole snapshots, in microseconds.
+    times: Histogram<u64>,
 }
 
 /// How late the core's executor was with what was due while a snapshot was under way.
@@ -95,14 +108,18 @@ impl Snapshots {
     ) -> anyhow::Result<Self> {
         let config = settings.config.snapshots.clone();
         let (jobs, wait_jobs) = sync_channel(2);
-        let dir = store.snapshot_dir().to_owned();
-        let writing = config.clone();
+        let flush_times = FlushTimes::new();
+        let writing = Writing {
+            dir: store.snapshot_dir().to_owned(),
+            config: config.clone(),
+            flush_times: flush_times.clone(),
+        };
         thread::Builder::new()
             .name("snapshot".into())
             .spawn(move || {
                 threads::run_on(&cpus);
                 threads::step_back();
-                run(&dir, &writing, &wait_jobs, &core);
+                writing.run(&wait_jobs, &core);
             })
             .context("start the snapshot thread")?;
         Ok(Self {
@@ -111,6 +128,8 @@ impl Snapshots {
             busy: false,
             last_bytes,
             stalls: Rc::default(),
+            flush_times,
+            times: Histogram::new_with_max(TIME_MAX_US, 2).expect("the bounds are constants"),
         })
     }
 
@@ -148,54 +167,79 @@ impl Snapshots {
         ]
     }
 
-    /// The snapshot under way has ended, with so many bytes if it is whole.
-    pub(crate) fn ended(&mut self, bytes: Option<u64>) {
+    /// Latencies in microseconds that `mntr` shows of it.
+    pub(crate) fn latencies(&self) -> [(&'static str, Histogram<u64>); 2] {
+        [
+            ("snapshot_fsynctime", self.flush_times.histogram()),
+            ("snapshottime", self.times.clone()),
+        ]
+    }
+
+    /// The snapshot under way has ended; what was taken if it is whole.
+    pub(crate) fn ended(&mut self, taken: Option<&SnapshotTaken>) {
         self.busy = false;
         self.stalls.is_under_way.set(false);
-        self.last_bytes = bytes.unwrap_or(self.last_bytes);
-    }
-}
-
-fn run(dir: &Path, config: &SnapshotConfig, jobs: &Receiver<Job>, core: &Sender<CoreMessage>) {
-    for job in jobs {
-        let started = Instant::now();
-        let (tree, budget) = match &job {
-            Job::Take(tree, _) => (tree, config.bytes_per_second_max),
-            // The member waits for it, and serves nobody meanwhile.
-            Job::Keep(tree) => (tree, None),
-        };
-        let compression = match config.is_compressed {
-            true => Compression::Lz4,
-            false => Compression::None,
-        };
-        let written = write(dir, budget, compression, tree).map_err(|error| format!("{error:#}"));
-        let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let mut message = match &job {
-            Job::Take(_, history) => {
-                let history = *history;
-                CoreMessage::SnapshotTaken(written.map(|info| SnapshotTaken { info, history, ms }))
-            }
-            Job::Keep(_) => CoreMessage::SnapshotKept(written),
-        };
-        // The tree's own blocks are freed here and not on the core.
-        drop(job);
-        while let Err(ringkeeper_transport::mailbox::MailboxError::Full(back)) = core.send(message)
-        {
-            message = back;
-            thread::yield_now();
+        if let Some(taken) = taken {
+            self.last_bytes = taken.info.bytes;
+            self.times.saturating_record(taken.ms.saturating_mul(1000));
         }
     }
 }
 
-fn write(
-    dir: &Path,
-    bytes_per_second_max: Option<u64>,
-    compression: Compression,
-    tree: &Tree,
-) -> anyhow::Result<SnapshotInfo> {
-    let writer = SnapshotWriter::create(dir, tree.zxid(), bytes_per_second_max)?;
-    let writer = writer.compressed_by(compression);
-    Ok(ringkeeper_member::snapshot::write(writer, tree)?)
+/// How the snapshot thread writes, and where.
+struct Writing {
+    dir: PathBuf,
+    config: SnapshotConfig,
+    flush_times: FlushTimes,
+}
+
+impl Writing {
+    fn run(&self, jobs: &Receiver<Job>, core: &Sender<CoreMessage>) {
+        for job in jobs {
+            let started = Instant::now();
+            let (tree, budget) = match &job {
+                Job::Take(tree, _) => (tree, self.config.bytes_per_second_max),
+                // The member waits for it, and serves nobody meanwhile.
+                Job::Keep(tree) => (tree, None),
+            };
+            let written = self.write(budget, tree);
+            let written = written.map_err(|error| format!("{error:#}"));
+            let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let mut message = match &job {
+                Job::Take(_, history) => {
+                    let history = *history;
+                    CoreMessage::SnapshotTaken(written.map(|info| SnapshotTaken {
+                        info,
+                        history,
+                        ms,
+                    }))
+                }
+                Job::Keep(_) => CoreMessage::SnapshotKept(written),
+            };
+            // The tree's own blocks are freed here and not on the core.
+            drop(job);
+            while let Err(MailboxError::Full(back)) = core.send(message) {
+                message = back;
+                thread::yield_now();
+            }
+        }
+    }
+
+    fn write(
+        &self,
+        bytes_per_second_max: Option<u64>,
+        tree: &Tree,
+    ) -> anyhow::Result<SnapshotInfo> {
+        let compression = match self.config.is_compressed {
+            true => Compression::Lz4,
+            false => Compression::None,
+        };
+        let writer = SnapshotWriter::create(&self.dir, tree.zxid(), bytes_per_second_max)?;
+        let writer = writer
+            .compressed_by(compression)
+            .timed_by(&self.flush_times);
+        Ok(ringkeeper_member::snapshot::write(writer, tree)?)
+    }
 }
 
 /// Loads a snapshot: chunks are read and decoded by a thread for each of `cpus`, and put together in
@@ -240,7 +284,17 @@ fn decode(
     decoded: &SyncSender<anyhow::Result<Chunk>>,
 ) {
     let mut bytes = Vec::new();
-    for place in reader.chunks().iter().skip(worker).step_by(workers) {
+    let places = || reader.chunks().iter().skip(worker).step_by(workers);
+    let mut ahead = places();
+    // A device is fast only when it is asked for much at a time.
+    ahead
+        .by_ref()
+        .take(READ_AHEAD)
+        .for_each(|place| reader.read_ahead(place));
+    for place in places() {
+        if let Some(place) = ahead.next() {
+            reader.read_ahead(place);
+        }
         let chunk = reader
             .read_chunk(place, &mut bytes)
             .map_err(anyhow::Error::from)

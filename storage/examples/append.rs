@@ -17,7 +17,7 @@ use glommio::LocalExecutorBuilder;
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{
     AlignedBuffer, BLOCK_BYTES, Dirs, Disk as _, DiskBuffer as _, DmaDisk, LogOptions, Store,
-    TxnLog, probe,
+    TxnLog, Urgency, probe,
 };
 
 const ROUNDS: u64 = 4000;
@@ -55,7 +55,7 @@ async fn measure(dir: &Path) {
 async fn one_client(disk: &DmaDisk, dir: &Path) {
     let scratch = dir.join("scratch");
     let file = disk
-        .create_zeroed(&scratch, FILE_BYTES, |_| true)
+        .create_zeroed(&scratch, FILE_BYTES, |_| Urgency::Soon)
         .await
         .expect("fill a file");
     let raw = fs::OpenOptions::new()

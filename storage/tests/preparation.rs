@@ -1,0 +1,147 @@
+//! Segments are made ready before they are needed, and where that is late, nobody waits for zeros.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use ringkeeper_proto::Zxid;
+use ringkeeper_storage::{
+    Dirs, Disk as _, LogOptions, Opened, SimDisk, SnapshotWriter, Store, TxnLog, Urgency,
+};
+use support::{on_executor, small, temp_dir};
+
+/// A segment of eleven batches of one record.
+fn options() -> LogOptions {
+    LogOptions {
+        segment_bytes: 48 << 10,
+        batch_bytes_max: 4 << 10,
+        record_bytes_max: 4 << 10,
+        free_bytes_min: 0,
+        spares_max: 8,
+    }
+}
+
+fn open(disk: &SimDisk) -> Opened<SimDisk> {
+    let (disk, dirs) = (disk.clone(), Dirs::single("/data"));
+    let runner = disk.clone();
+    let opened = runner.run(async move { Store::open(disk, &dirs, options()).await });
+    opened.expect("opening comes to an end").expect("open")
+}
+
+fn write(disk: &SimDisk, log: &mut TxnLog<SimDisk>, zxid: u64) {
+    let mut batch = log.new_batch();
+    batch
+        .append(Zxid(zxid), 100, |slot| slot.fill(7))
+        .expect("append");
+    let written = log.write(batch, Zxid(zxid));
+    disk.run(written)
+        .expect("the write comes to an end")
+        .expect("write");
+}
+
+fn spares(disk: &SimDisk) -> usize {
+    let is_spare = |path: &&PathBuf| path.to_string_lossy().contains("spare-");
+    disk.files().iter().filter(is_spare).count()
+}
+
+#[test]
+fn how_much_the_next_segment_is_wanted_follows_the_log() {
+    let disk = SimDisk::new(1);
+    let Opened {
+        mut log,
+        store: _store,
+        ..
+    } = open(&disk);
+    assert_eq!(
+        disk.last_urgency(),
+        Some(Urgency::Soon),
+        "a new store's first segment is filled"
+    );
+    // Nobody maintains: the roll finds nothing, and its batch waits.
+    for zxid in 1..=12 {
+        write(&disk, &mut log, zxid);
+    }
+    assert_eq!(disk.last_urgency(), Some(Urgency::Waiting));
+    disk.spawn(log.maintenance());
+    write(&disk, &mut log, 13);
+    assert_eq!(
+        disk.last_urgency(),
+        Some(Urgency::Soon),
+        "the log has begun to fill the active one"
+    );
+    let stats = log.stats();
+    assert_eq!((stats.rolls, stats.rolls_unprepared), (1, 1));
+    for zxid in 14..=24 {
+        write(&disk, &mut log, zxid);
+    }
+    let stats = log.stats();
+    assert_eq!(
+        (stats.rolls, stats.rolls_unprepared),
+        (2, 1),
+        "the second was ready"
+    );
+}
+
+#[test]
+fn purged_segments_are_kept_while_there_is_room() {
+    for (available, expect) in [(1 << 40, 5), (300 << 10, 2)] {
+        let disk = SimDisk::new(1);
+        let Opened { mut log, store, .. } = open(&disk);
+        for zxid in 1..=60 {
+            write(&disk, &mut log, zxid);
+        }
+        assert_eq!(spares(&disk), 0);
+        disk.set_available(available);
+        let files = disk.clone();
+        let purge = async move {
+            let writer = SnapshotWriter::create_with(files, store.snapshot_dir(), Zxid(60), None);
+            let snapshot = writer.expect("create").finish(0, [0; 4]).expect("finish");
+            store.register_snapshot(snapshot).await.expect("register");
+            store.purge(1).await.expect("purge")
+        };
+        let purged = disk.run(purge).expect("the purge comes to an end");
+        assert_eq!(purged.segments, 5);
+        assert_eq!(spares(&disk), expect, "{available} bytes left");
+    }
+}
+
+/// What is only reserved reads as zeros, has its whole length, and takes durable writes.
+#[test]
+fn a_file_that_is_waited_for_is_as_good_as_a_filled_one() {
+    let dir = temp_dir();
+    let path = dir.path().to_path_buf();
+    on_executor(move || async move {
+        let disk = ringkeeper_storage::DmaDisk::start(&path)
+            .await
+            .expect("start the disk");
+        for (name, urgency) in [("filled", Urgency::Soon), ("reserved", Urgency::Waiting)] {
+            check_file(&disk, &path.join(name), urgency).await;
+        }
+    });
+}
+
+async fn check_file(disk: &ringkeeper_storage::DmaDisk, path: &Path, urgency: Urgency) {
+    use ringkeeper_storage::DiskBuffer as _;
+    let len = usize::try_from(small().segment_bytes).expect("it is small");
+    let bytes = len as u64;
+    let file = disk
+        .create_zeroed(path, bytes, |_| urgency)
+        .await
+        .expect("make the file");
+    assert_eq!(disk.size(&file).await.expect("ask for its size"), bytes);
+    let mut buffer = ringkeeper_storage::AlignedBuffer::with_capacity(4096);
+    buffer.bytes_mut().fill(9);
+    let place = len / 2..len / 2 + 4096;
+    disk.write_durable_at(&file, bytes / 2, &buffer)
+        .await
+        .expect("write");
+    let all = disk.read_at(&file, 0, len).await.expect("read");
+    assert_eq!(all.len(), len);
+    let is_right = all
+        .iter()
+        .enumerate()
+        .all(|(index, byte)| *byte == if place.contains(&index) { 9 } else { 0 });
+    assert!(is_right, "{urgency:?}");
+    drop(all);
+    disk.close(file).await;
+}
