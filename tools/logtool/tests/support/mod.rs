@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use futures_lite::future::block_on;
 use ringkeeper_proto::txn::{CreateKind, TxnDigest, encode_record, record_len};
 use ringkeeper_proto::{Acl, AclList, Epoch, OpCode, SessionId, Txn, TxnHeader, Zxid};
-use ringkeeper_storage::{Dirs, LogOptions, Opened, SnapshotWriter, StdDisk, Store};
+use ringkeeper_storage::{Dirs, LogOptions, OpenError, Opened, SnapshotWriter, StdDisk, Store};
 use ringkeeper_tree::Tree;
 use ringkeeper_tree::snapshot::SnapshotEncoder;
 use serde_json::Value;
@@ -50,7 +50,17 @@ impl Maker {
     }
 
     pub(crate) fn open_with(dir: &Path, tree: Tree, options: LogOptions) -> Self {
-        let opened = block_on(Store::open(StdDisk::new(), &Dirs::single(dir), options)).unwrap();
+        // A child of another test's holds a copy of every lock from its fork to its exec.
+        let opened = loop {
+            match block_on(Store::open(
+                StdDisk::new(),
+                &Dirs::single(dir),
+                options.clone(),
+            )) {
+                Err(OpenError::Locked(_)) => std::thread::yield_now(),
+                opened => break opened.unwrap(),
+            }
+        };
         let zxid = if tree.zxid() == Zxid::ZERO {
             Zxid::new(Epoch(1), 0)
         } else {
