@@ -29,8 +29,6 @@ pub struct Draft {
     pub(crate) peers: PeersDraft,
     /// The ensemble, when there is one.
     pub(crate) membership: Option<Membership>,
-    /// `readonlymode.enabled`, which makes the word `isro` answered.
-    pub(crate) read_only_mode: bool,
 }
 
 /// Keys that count for members of an ensemble only.
@@ -43,6 +41,9 @@ pub(crate) struct PeersDraft {
     pub(crate) connect_timeout_ms: u32,
     pub(crate) listen_on_all: bool,
     pub(crate) several_addresses: bool,
+    /// `readonlymode.enabled`, which makes the word `isro` answered as well, also where there is no ensemble.
+    pub(crate) read_only_mode: bool,
+    pub(crate) local_sessions: bool,
     /// `peerType`, once set.
     pub(crate) observes: Option<bool>,
 }
@@ -56,6 +57,8 @@ impl Default for PeersDraft {
             connect_timeout_ms: 5000,
             listen_on_all: false,
             several_addresses: false,
+            read_only_mode: false,
+            local_sessions: false,
             observes: None,
         }
     }
@@ -80,7 +83,6 @@ impl Draft {
             standalone_enabled: true,
             peers: PeersDraft::default(),
             membership: None,
-            read_only_mode: false,
         }
     }
 
@@ -104,7 +106,7 @@ impl Draft {
                 Err(more) => problems.extend(more),
             }
         }
-        if self.read_only_mode {
+        if self.peers.read_only_mode {
             // ZK: FourLetterCommands.isEnabled
             self.config.words.allow("isro");
         }

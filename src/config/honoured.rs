@@ -130,8 +130,8 @@ pub(crate) const KEYS: &[Key] = &[
         "readonlymode.enabled",
         Owner::Property,
         "false",
-        "Answers the four-letter word `isro`; a standalone server always has its quorum and is never read-only",
-        |draft, value| draft.read_only_mode = value,
+        "A member without a leader serves reads to clients that ask for no more (with `localSessionsEnabled`), and the four-letter word `isro` is answered; a standalone server is never read-only",
+        |draft, value| draft.peers.read_only_mode = value,
     ),
     text(
         "autopurge.purgeInterval",

@@ -73,6 +73,13 @@ pub(crate) const KEYS: &[Key] = &[
         "Members may have several addresses; servers older than 3.6 do not understand them",
         |draft, value| draft.peers.several_addresses = value,
     ),
+    boolean(
+        "localSessionsEnabled",
+        Owner::File,
+        "false",
+        "A new session is known to one server only; so far only while that is read-only",
+        |draft, value| draft.peers.local_sessions = value,
+    ),
 ];
 
 fn peer_type(draft: &mut Draft, value: &str) -> Result<Option<String>, String> {

@@ -6,7 +6,7 @@ use crate::table::{Effect, Key, Owner, Shape};
 
 pub(crate) const ENSEMBLE: &str =
     "only a member of an ensemble uses it, and this server is standalone";
-const LOCAL_SESSIONS: &str = "every session is known to all servers, and can do what a local one can and more; to open one costs a write";
+const LOCAL_SESSIONS: &str = "not there yet: where there is a leader every session is known to all servers, and can do what a local one can and more";
 const QUORUM_SASL: &str = "it counts only with quorum.auth.enableSasl, which is refused";
 const FLUSH: &str =
     "what arrives during one flush goes into the next, so waiting would only add latency";
@@ -722,14 +722,6 @@ pub(crate) const KEYS: &[Key] = &[
         "Counts requests by path",
         Shape::Text,
         DIAGNOSTIC,
-    ),
-    row(
-        "localSessionsEnabled",
-        Owner::File,
-        "false",
-        "Sessions are known to one server only until they need more",
-        Shape::Bool,
-        LOCAL_SESSIONS,
     ),
     row(
         "localSessionsUpgradingEnabled",

@@ -28,6 +28,10 @@ pub struct PeersConfig {
     pub listen_on_all: bool,
     /// `multiAddress.enabled`: a member may have several addresses, and tells peers all of them.
     pub several_addresses: bool,
+    /// `readonlymode.enabled`: without a leader this server serves reads to clients that ask for no more.
+    pub read_only_mode: bool,
+    /// `localSessionsEnabled`: a new session is known to this server only.
+    pub local_sessions: bool,
 }
 
 /// The members of an ensemble and how they decide.
@@ -246,6 +250,8 @@ pub(crate) fn settle(
             connect_timeout_ms: draft.connect_timeout_ms,
             listen_on_all: draft.listen_on_all,
             several_addresses: draft.several_addresses,
+            read_only_mode: draft.read_only_mode,
+            local_sessions: draft.local_sessions,
         }),
         false => Err(problems),
     }

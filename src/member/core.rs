@@ -136,6 +136,8 @@ pub struct Core<D: Disk> {
     pub(crate) alone: bool,
     pub(crate) standing: Standing,
     standing_changed: bool,
+    /// When the election began that is under way, in milliseconds.
+    pub(crate) electing_since_ms: Option<u64>,
     pub(crate) head: Tree,
     /// At a learner: whether `head` is not what is published.
     pub(crate) unpublished: bool,
@@ -219,6 +221,7 @@ impl<D: Disk> Core<D> {
             alone: parts.alone,
             standing: Standing::Looking,
             standing_changed: true,
+            electing_since_ms: None,
             committed: parts.tree.zxid(),
             published: parts.tree.clone(),
             head: parts.tree,
@@ -267,6 +270,7 @@ impl<D: Disk> Core<D> {
     /// Some time has passed: one of Zab's ticks. Without an ensemble nothing waits for it.
     pub fn tick(&mut self) {
         self.input(Input::Tick);
+        self.watch_election();
     }
 
     /// Takes one message.
@@ -274,6 +278,7 @@ impl<D: Disk> Core<D> {
         match self.standing {
             // Its connection is being closed.
             Standing::Looking => {}
+            Standing::ReadOnly => self.hear_read_only(message),
             standing if standing.proposes() => self.hear_as_proposer(message),
             _ => self.hear_as_learner(message),
         }
@@ -520,8 +525,7 @@ impl<D: Disk> Core<D> {
             self.sealed.clear();
             self.head = self.published.clone();
         }
-        self.standing = standing;
-        self.standing_changed = true;
+        self.stand(standing);
         self.synced = self.syncs;
         // Clients are told by the end of their connections.
         self.steps.clear();
@@ -542,6 +546,12 @@ impl<D: Disk> Core<D> {
         } else {
             self.sessions.clear();
         }
+    }
+
+    /// Whoever serves clients hears of it at the end of the turn.
+    pub(crate) const fn stand(&mut self, standing: Standing) {
+        self.standing = standing;
+        self.standing_changed = true;
     }
 
     // Publications.
@@ -599,6 +609,7 @@ impl<D: Disk> Core<D> {
 
     /// After a turn: what was applied is published, what every shard has left behind is disposed of.
     pub fn end_turn(&mut self) {
+        self.watch_election();
         if !self.standing.proposes() {
             self.publish_applied();
         }

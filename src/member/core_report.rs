@@ -29,8 +29,10 @@ pub struct CoreReport {
     pub standing: Standing,
     /// Sessions by when they are due, in milliseconds from now.
     pub due: Vec<(i64, Vec<SessionId>)>,
-    /// How many sessions there are.
-    pub sessions: usize,
+    /// How many sessions all servers know of.
+    pub global_sessions: usize,
+    /// How many only this server knows of.
+    pub local_sessions: usize,
     /// How many have expired.
     pub sessions_expired: u64,
     /// Tree digests, one per 128 transactions, the newest last.
@@ -214,7 +216,8 @@ impl<D: Disk> Core<D> {
         CoreReport {
             standing: self.standing,
             due: self.sessions.by_deadline(self.now.monotonic_ms()),
-            sessions: self.sessions.len(),
+            global_sessions: self.published.sessions().len(),
+            local_sessions: self.sessions.local_len(),
             sessions_expired: stats.sessions_expired,
             digests: stats.digests.iter().copied().collect(),
             metrics,

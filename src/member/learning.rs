@@ -322,7 +322,7 @@ impl<D: Disk> Core<D> {
             .learning
             .resynchronized_ms
             .is_none_or(|last_ms| now_ms.saturating_sub(last_ms) >= RESYNCHRONIZE_PAUSE_MS);
-        if pause_is_over && self.standing.is_serving() && !self.standing.proposes() {
+        if pause_is_over && self.standing.has_leader() && !self.standing.proposes() {
             tracing::warn!("asking the leader for a snapshot");
             self.learning.resynchronized_ms = Some(now_ms);
             let resynchronize = true;

@@ -13,10 +13,13 @@ mod core_report;
 mod core_tests;
 mod errand;
 mod learning;
+#[cfg(test)]
+mod member_tests;
 mod messages;
 mod peer_traffic;
 mod proposing;
 mod publication;
+mod read_only;
 pub mod reconfiguration;
 mod replay;
 mod restart;

@@ -330,12 +330,15 @@ impl<D: Disk> Core<D> {
 
     /// When [`Core::expire_sessions`] has something to look at next, in milliseconds.
     pub fn next_expiry_ms(&self) -> Option<u64> {
-        let due_ms = self.sessions.next_due_ms()?;
-        self.standing.proposes().then_some(due_ms)
+        let local = self.sessions.next_local_due_ms();
+        let global = self.sessions.next_due_ms();
+        let global = global.filter(|_| self.standing.proposes());
+        local.into_iter().chain(global).min()
     }
 
     /// Closes the sessions that have expired.
     pub fn expire_sessions(&mut self) {
+        self.expire_local_sessions();
         if !self.standing.proposes() {
             return;
         }

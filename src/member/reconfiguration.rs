@@ -202,7 +202,7 @@ impl<D: Disk> Core<D> {
 
     /// In an election a peer tells which configuration it has activated.
     pub(crate) fn adopt_configuration(&mut self, text: &str) {
-        if self.standing.is_serving() || text.is_empty() {
+        if self.standing.has_leader() || text.is_empty() {
             return;
         }
         if let Ok(membership) = Membership::parse(text)

@@ -4,7 +4,9 @@
 //! - Where this server orders writes (alone or as leader) all sessions are here: from the moment its
 //!   creation is proposed until its close is proposed or, under a new leader, from the start of its reign
 //!   on. The replicated tree says what is committed; this says what is true for the next request.
-//! - At a learner those are here that its own clients hold, and nothing expires.
+//! - At a learner those are here that its own clients hold, and none of them expires here.
+//! - A local session is known to this server alone, in no tree and no log. It is here from its creation until it is
+//!   closed, expires, or this server's standing ends, and expires wherever it is.
 //! - A session is due only when its time-out has passed since it was last heard of; the expiry queue
 //!   rounds up to the next tick, and a due session that was touched meanwhile is queued again.
 
@@ -46,12 +48,22 @@ impl Holder {
     }
 }
 
+/// Which servers know of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// All of them: its creation is a transaction.
+    Global,
+    /// This one alone (`localSessionsEnabled`).
+    Local,
+}
+
 /// What the replica core knows of a session.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) timeout_ms: i32,
     pub(crate) touch: Arc<Touch>,
     pub(crate) holder: Holder,
+    scope: Scope,
     /// The batch that its last write went into.
     last_batch: u64,
 }
@@ -61,6 +73,8 @@ pub(crate) struct Session {
 pub struct Sessions {
     sessions: HashMap<SessionId, Session>,
     expiry: ExpiryQueue,
+    /// That of the local ones.
+    local_expiry: ExpiryQueue,
     tick_ms: u64,
     next_id: SessionId,
 }
@@ -71,6 +85,7 @@ impl Sessions {
         Self {
             sessions: HashMap::new(),
             expiry: ExpiryQueue::new(tick_ms),
+            local_expiry: ExpiryQueue::new(tick_ms),
             tick_ms,
             next_id: first_id,
         }
@@ -99,6 +114,7 @@ impl Sessions {
     pub(crate) fn clear(&mut self) {
         self.sessions.clear();
         self.expiry = ExpiryQueue::new(self.tick_ms);
+        self.local_expiry = ExpiryQueue::new(self.tick_ms);
     }
 
     /// Adds a session, or replaces what is known of it.
@@ -109,17 +125,43 @@ impl Sessions {
         holder: Holder,
         now_ms: u64,
     ) -> Attached {
+        self.insert_scoped(session, timeout_ms, (holder, Scope::Global), now_ms)
+    }
+
+    /// Adds a session that nobody else is to know of.
+    pub(crate) fn insert_local(
+        &mut self,
+        session: SessionId,
+        timeout_ms: i32,
+        holder: Holder,
+        now_ms: u64,
+    ) -> Attached {
+        self.insert_scoped(session, timeout_ms, (holder, Scope::Local), now_ms)
+    }
+
+    fn insert_scoped(
+        &mut self,
+        session: SessionId,
+        timeout_ms: i32,
+        (holder, scope): (Holder, Scope),
+        now_ms: u64,
+    ) -> Attached {
         let touch = Arc::new(Touch::at(now_ms));
-        self.expiry.schedule(session, now_ms, duration(timeout_ms));
-        self.sessions.insert(
+        self.queue_of(scope)
+            .schedule(session, now_ms, duration(timeout_ms));
+        let replaced = self.sessions.insert(
             session,
             Session {
                 timeout_ms,
                 touch: Arc::clone(&touch),
                 holder,
+                scope,
                 last_batch: 0,
             },
         );
+        if let Some(replaced) = replaced.filter(|it| it.scope != scope) {
+            self.queue_of(replaced.scope).remove(session);
+        }
         Attached {
             session,
             timeout_ms,
@@ -140,12 +182,14 @@ impl Sessions {
         entry.touch.touch(now_ms);
         entry.timeout_ms = timeout_ms;
         let before = mem::replace(&mut entry.holder, holder);
-        self.expiry.schedule(session, now_ms, duration(timeout_ms));
         let attached = Attached {
             session,
             timeout_ms,
             touch: Arc::clone(&entry.touch),
         };
+        let scope = entry.scope;
+        self.queue_of(scope)
+            .schedule(session, now_ms, duration(timeout_ms));
         Some((attached, before))
     }
 
@@ -182,8 +226,9 @@ impl Sessions {
 
     /// Takes a session out: its close is proposed, or its client has left this learner.
     pub(crate) fn close(&mut self, session: SessionId) -> Option<Session> {
-        self.expiry.remove(session);
-        self.sessions.remove(&session)
+        let closed = self.sessions.remove(&session)?;
+        self.queue_of(closed.scope).remove(session);
+        Some(closed)
     }
 
     /// Notes that a write of a session, asked for by a client of `from`, goes into `batch`; answers with how
@@ -211,21 +256,14 @@ impl Sessions {
         (state, Some(mem::replace(&mut entry.last_batch, batch)))
     }
 
-    /// The sessions that have expired by `now_ms`. They stay until [`Sessions::close`].
+    /// The sessions that have expired by `now_ms`, without the local ones. They stay until [`Sessions::close`].
     pub(crate) fn expired(&mut self, now_ms: u64) -> Vec<SessionId> {
-        let mut expired = Vec::new();
-        while let Some(session) = self.expiry.pop_due(now_ms) {
-            let Some(entry) = self.sessions.get(&session) else {
-                continue;
-            };
-            let (last_ms, timeout_ms) = (entry.touch.last_ms(), duration(entry.timeout_ms));
-            if self.expiry.due(last_ms, timeout_ms) > now_ms {
-                self.expiry.schedule(session, last_ms, timeout_ms);
-            } else {
-                expired.push(session);
-            }
-        }
-        expired
+        expired_of(&mut self.expiry, &self.sessions, now_ms)
+    }
+
+    /// The local sessions that have expired by `now_ms`, in the same way.
+    pub(crate) fn expired_local(&mut self, now_ms: u64) -> Vec<SessionId> {
+        expired_of(&mut self.local_expiry, &self.sessions, now_ms)
     }
 
     /// When [`Sessions::expired`] has something to look at next.
@@ -233,9 +271,21 @@ impl Sessions {
         self.expiry.next_due_ms()
     }
 
-    /// How many sessions there are.
-    pub(crate) fn len(&self) -> usize {
-        self.sessions.len()
+    /// When [`Sessions::expired_local`] has.
+    pub(crate) fn next_local_due_ms(&self) -> Option<u64> {
+        self.local_expiry.next_due_ms()
+    }
+
+    /// How many local sessions there are.
+    pub(crate) fn local_len(&self) -> usize {
+        self.local_expiry.len()
+    }
+
+    const fn queue_of(&mut self, scope: Scope) -> &mut ExpiryQueue {
+        match scope {
+            Scope::Global => &mut self.expiry,
+            Scope::Local => &mut self.local_expiry,
+        }
     }
 
     /// The sessions by the time they are due, which is in so many milliseconds from `now_ms`: for the
@@ -251,6 +301,26 @@ impl Sessions {
             })
             .collect()
     }
+}
+
+fn expired_of(
+    queue: &mut ExpiryQueue,
+    sessions: &HashMap<SessionId, Session>,
+    now_ms: u64,
+) -> Vec<SessionId> {
+    let mut expired = Vec::new();
+    while let Some(session) = queue.pop_due(now_ms) {
+        let Some(entry) = sessions.get(&session) else {
+            continue;
+        };
+        let (last_ms, timeout_ms) = (entry.touch.last_ms(), duration(entry.timeout_ms));
+        if queue.due(last_ms, timeout_ms) > now_ms {
+            queue.schedule(session, last_ms, timeout_ms);
+        } else {
+            expired.push(session);
+        }
+    }
+    expired
 }
 
 fn duration(timeout_ms: i32) -> u64 {

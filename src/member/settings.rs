@@ -4,6 +4,9 @@ use ringkeeper_config::{AuthConfig, Config};
 use ringkeeper_tree::acl::DigestAlgorithm;
 use ringkeeper_tree::settings as tree;
 
+/// The shortest election that makes a server read-only, in milliseconds.
+const READ_ONLY_AFTER_MS_MIN: u32 = 2000;
+
 /// The configuration, with what the tree needs of it in the tree's own form.
 #[derive(Debug)]
 pub struct Settings {
@@ -49,6 +52,20 @@ impl Settings {
             tree,
             server_id,
         }
+    }
+
+    /// Whether a new session is known to this server only (`localSessionsEnabled`; standalone servers have none).
+    pub fn local_sessions(&self) -> bool {
+        let peers = self.config.peers.as_ref();
+        peers.is_some_and(|peers| peers.local_sessions)
+    }
+
+    /// How long an election lasts before reads are served without a leader, in milliseconds; `None`: never.
+    pub fn read_only_after_ms(&self) -> Option<u64> {
+        let peers = self.config.peers.as_ref()?;
+        // ZK: QuorumPeer.run, LOOKING.
+        let after_ms = self.config.ensemble.tick_ms.max(READ_ONLY_AFTER_MS_MIN);
+        peers.read_only_mode.then_some(after_ms.into())
     }
 
     /// The longest frame that is taken, in bytes.

@@ -9,6 +9,8 @@ pub enum Standing {
     /// In an election, or not synchronized yet: no client is served.
     #[default]
     Looking,
+    /// In an election for longer than one takes: reads are served to clients that ask for no more.
+    ReadOnly,
     /// Without an ensemble.
     Alone,
     /// Leader of its epoch.
@@ -35,6 +37,11 @@ impl Standing {
         !matches!(self, Self::Looking)
     }
 
+    /// Whether there is a leader: this server, or one that has synchronized it.
+    pub const fn has_leader(self) -> bool {
+        !matches!(self, Self::Looking | Self::ReadOnly)
+    }
+
     /// Whether this server orders writes.
     pub const fn proposes(self) -> bool {
         matches!(self, Self::Alone | Self::Leading(_))
@@ -44,6 +51,7 @@ impl Standing {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Looking => "looking",
+            Self::ReadOnly => "read-only",
             Self::Alone => "standalone",
             Self::Leading(_) => "leader",
             Self::Following(_) => "follower",

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 use std::{env, fs};
 
-use ringkeeper_member::Settings;
+use ringkeeper_member::{Settings, Standing};
 use ringkeeper_proto::{SessionId, Zxid};
 use ringkeeper_tree::Tree;
 
@@ -86,6 +86,7 @@ fn report(word: [u8; 4], report: &Report, links: &Links) -> String {
         };
     }
     match &word {
+        b"isro" if report.core.standing == Standing::ReadOnly => "ro".into(),
         b"isro" => "rw".into(),
         b"srvr" => server(report, links, false),
         b"stat" => server(report, links, true),
@@ -154,6 +155,9 @@ pub(crate) fn version() -> String {
 
 fn server(report: &Report, links: &Links, clients: bool) -> String {
     let mut text = format!("Zookeeper version: {}\n", version());
+    if report.core.standing == Standing::ReadOnly {
+        text.push_str("READ-ONLY mode; serving only read-only clients\n");
+    }
     if clients {
         text.push_str("Clients:\n");
         for connection in report.connections() {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ringkeeper_member::{ClientKey, ClientMessage, WriteMessage};
+use ringkeeper_member::{ClientKey, ClientMessage, Standing, WriteMessage};
 use ringkeeper_proto::connect::ConnectRequest;
 use ringkeeper_proto::jute::{WriteJute, put_frame};
 use ringkeeper_proto::reply::{ReplyHeader, put_header_only};
@@ -116,6 +116,9 @@ impl Shard {
         if !self.standing.is_serving() {
             return Err("this server has no leader yet".into());
         }
+        if self.standing == Standing::ReadOnly {
+            self.admits_read_only(&request)?;
+        }
         let ours = self.tree.zxid();
         if request.last_zxid_seen.to_wire() > ours.to_wire() {
             return Err(format!(
@@ -156,6 +159,21 @@ impl Shard {
             self.refuse_session(key);
         }
         Ok(())
+    }
+
+    /// Whether this server, which is read-only, can be of use to who asks for a session.
+    ///
+    /// ZK: ReadOnlyZooKeeperServer. Who has a session that all servers know keeps it for when they are back.
+    fn admits_read_only(&self, request: &ConnectRequest<'_>) -> Result<(), String> {
+        let is_global = self.tree.session_timeout(request.session).is_some();
+        let reason = match request.read_only {
+            Some(true) if is_global => "its session is known to all servers",
+            Some(true) if self.settings.local_sessions() => return Ok(()),
+            // Apache answers a frame that is no answer, or lets in a session that nobody knows.
+            Some(true) => "localSessionsEnabled is not set",
+            Some(false) | None => "the client has not asked for a read-only server",
+        };
+        Err(format!("this server is read-only, and {reason}"))
     }
 
     fn auth(&mut self, key: ClientKey, xid: Xid, body: &[u8]) -> Result<(), String> {

@@ -40,7 +40,8 @@ pub(crate) fn answer(report: &Report, links: &Links) -> String {
     }
     let watches: usize = report.shards.iter().map(|shard| shard.watch_count).sum();
     lines.integer("watch_count", watches as u64);
-    lines.integer("global_sessions", report.core.sessions as u64);
+    lines.integer("global_sessions", report.core.global_sessions as u64);
+    lines.integer("local_sessions", report.core.local_sessions as u64);
     if let Ok(entries) = fs::read_dir("/proc/self/fd") {
         lines.integer("open_file_descriptor_count", entries.count() as u64);
     }

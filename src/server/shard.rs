@@ -319,6 +319,7 @@ impl Shard {
         if client.stage != Stage::Connecting {
             return;
         }
+        let is_read_only = self.standing == Standing::ReadOnly;
         client.stage = Stage::Attached;
         client.session = session.session;
         client.timeout_ms = session.timeout_ms;
@@ -327,7 +328,7 @@ impl Shard {
             timeout_ms: session.timeout_ms,
             session: session.session,
             password: password_of(session.session),
-            read_only: client.knows_read_only.then_some(false),
+            read_only: client.knows_read_only.then_some(is_read_only),
         }
         .encode_frame(&mut client.output.queue());
         client.stats.sent += 1;
@@ -341,7 +342,8 @@ impl Shard {
         let Some(client) = self.clients.get_mut(key) else {
             return;
         };
-        let read_only = client.knows_read_only.then_some(false);
+        let is_read_only = self.standing == Standing::ReadOnly;
+        let read_only = client.knows_read_only.then_some(is_read_only);
         ConnectResponse::expired(read_only).encode_frame(&mut client.output.queue());
         client.stats.sent += 1;
         self.stats.sent += 1;

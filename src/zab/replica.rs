@@ -393,6 +393,11 @@ impl<P: Clone> Replica<P> {
         }
     }
 
+    /// Whether it looks for a leader and knows of none yet.
+    pub const fn is_electing(&self) -> bool {
+        matches!(self.phase, Phase::Looking(_))
+    }
+
     /// As learner: the link to the leader.
     pub const fn leader_link(&self) -> Option<LinkId> {
         match &self.phase {

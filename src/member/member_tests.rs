@@ -1,0 +1,305 @@
+//! The core of an ensemble's member: what it is to clients without a leader, and whose sessions are whose.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ringkeeper_config::{Beside, RawConfig};
+use ringkeeper_peers::PeerEvent;
+use ringkeeper_proto::election::{Ballot, PeerState, Vote};
+use ringkeeper_proto::{Epoch, OpCode, ServerId, SessionId, Xid, ZkError, Zxid};
+use ringkeeper_storage::{Dirs, LogOptions, Opened, SimDisk, Store};
+use ringkeeper_transport::{Chain, Cursor};
+use ringkeeper_tree::Tree;
+use ringkeeper_zab::Notification;
+
+use crate::core::{Core, CoreParts};
+use crate::messages::{ClientMessage, ClientNotice, Now, WriteMessage};
+use crate::publication::{Answer, ClientKey, Publication};
+use crate::restart::{Loaded, zab_of_member};
+use crate::sessions::Sessions;
+use crate::settings::Settings;
+use crate::standing::Standing;
+
+/// One of Zab's ticks, in milliseconds.
+const TICK_MS: u64 = 10;
+
+/// `tickTime`; an election makes a server read-only after 2000.
+const CONFIG: &str = "dataDir=/data\nclientPort=1\ntickTime=500\ninitLimit=10\nsyncLimit=5\n";
+
+const THREE: &str = "server.1=a:1:2\nserver.2=b:1:2\nserver.3=c:1:2\n";
+
+const LOCAL: &str = "localSessionsEnabled=true\n";
+
+/// The core of server 1 and the place of a shard in its chain.
+struct Member {
+    disk: SimDisk,
+    core: Core<SimDisk>,
+    cursor: Cursor<Publication>,
+    now: Now,
+    clients: u32,
+}
+
+impl Member {
+    fn new(config: &str) -> Self {
+        let disk = SimDisk::new(7);
+        let opening = {
+            let disk = disk.clone();
+            async move {
+                let options = LogOptions {
+                    segment_bytes: 16 << 20,
+                    ..LogOptions::default()
+                };
+                Store::open(disk, &Dirs::single("/data"), options)
+                    .await
+                    .expect("a new directory")
+            }
+        };
+        let opened = disk.run(opening).expect("nothing is held yet");
+        let Opened {
+            store,
+            log,
+            recovered,
+        } = opened;
+        disk.spawn(log.maintenance());
+        let raw = RawConfig::parse("zoo.cfg", format!("{CONFIG}{config}").as_bytes());
+        let beside = Beside {
+            my_id: Some("1".to_owned()),
+            dynamic: None,
+        };
+        let loaded = ringkeeper_config::Loaded::new(&raw.expect("it is text"), &beside);
+        let settings = Settings::new(loaded.expect("it is ours").config);
+        let data = Loaded {
+            tree: Tree::new(),
+            base: Zxid::ZERO,
+            zxids: Vec::new(),
+            tail: Vec::new(),
+        };
+        let peers = settings.config.peers.clone().expect("it is a member");
+        let zab = zab_of_member(&settings, &peers, &recovered, &data, false, TICK_MS);
+        let mut chain = Chain::new();
+        let cursor = chain.cursor();
+        let core = Core::new(CoreParts {
+            zab: zab.expect("an ensemble"),
+            alone: false,
+            store,
+            log,
+            tree: data.tree,
+            tail: data.tail,
+            sessions: Sessions::new(500, SessionId(0x100)),
+            chain,
+            settings: Arc::new(settings),
+            now: Now::default(),
+        });
+        Self {
+            disk,
+            core,
+            cursor,
+            now: Now::default(),
+            clients: 0,
+        }
+    }
+
+    fn turn(&mut self) {
+        loop {
+            if let Some(errand) = self.core.next_errand() {
+                if let crate::Errand::Run(work) = errand {
+                    let done = self.disk.run(work).expect("nothing is held");
+                    self.core.done(done.expect("no fault"));
+                }
+            } else if let Some(write) = self.core.next_write() {
+                let written = self.disk.run(write).expect("nothing is held");
+                written.expect("no fault");
+                self.core.flushed();
+            } else {
+                break;
+            }
+        }
+        self.core.end_turn();
+    }
+
+    fn pass(&mut self, ms: u64) {
+        for _ in 0..ms / TICK_MS {
+            self.now.monotonic_us += TICK_MS * 1000;
+            self.core.start_turn(self.now);
+            self.core.tick();
+            self.core.expire_sessions();
+            self.turn();
+        }
+    }
+
+    fn hear(&mut self, message: ClientMessage) {
+        self.core.hear(message);
+        self.turn();
+    }
+
+    fn notices(&mut self) -> Vec<ClientNotice> {
+        self.core.notices().collect()
+    }
+
+    fn client(&mut self) -> ClientKey {
+        self.clients += 1;
+        ClientKey {
+            shard: 0,
+            index: self.clients,
+            generation: 1,
+        }
+    }
+
+    /// A client with a new session, which it gets at once because it is local.
+    fn local_client(&mut self, timeout_ms: i32) -> (ClientKey, SessionId) {
+        let from = self.client();
+        self.hear(ClientMessage::NewSession { from, timeout_ms });
+        match self.notices().as_slice() {
+            [ClientNotice::Attach { to, session }] => {
+                assert_eq!((*to, session.timeout_ms), (from, timeout_ms));
+                (from, session.session)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What comes of asking for something.
+    fn ask(
+        &mut self,
+        (from, session): (ClientKey, SessionId),
+        op: OpCode,
+        body: Bytes,
+    ) -> Vec<Result<(), ZkError>> {
+        self.hear(ClientMessage::Write(WriteMessage {
+            from,
+            session,
+            xid: Xid(1),
+            op,
+            body,
+            identities: [].into(),
+            keep_before: false,
+            arrived_us: 0,
+        }));
+        let mut outcomes = Vec::new();
+        while let Some(publication) = self.cursor.next() {
+            for step in &publication.steps {
+                if let Answer::Write { to, outcome, .. } = &step.answer {
+                    assert_eq!(*to, from);
+                    outcomes.push(outcome.as_ref().map(|_| ()).map_err(|error| *error));
+                }
+            }
+        }
+        outcomes
+    }
+
+    /// Servers 2 and 3 say that 2 leads.
+    fn hear_of_a_leader(&mut self) {
+        let vote = Vote {
+            peer_epoch: Epoch(1),
+            zxid: Zxid(1),
+            leader: ServerId(2),
+        };
+        for (id, state) in [(2, PeerState::Leading), (3, PeerState::Following)] {
+            let notification = Notification {
+                state,
+                ballot: Ballot::For(vote),
+                round: 1,
+            };
+            self.core.hear_peer(PeerEvent::Notified {
+                from: ServerId(id),
+                notification,
+                config: "".into(),
+            });
+        }
+        self.turn();
+    }
+}
+
+fn read_only(config: &str) -> Member {
+    let mut member = Member::new(&format!("readonlymode.enabled=true\n{THREE}{config}"));
+    member.pass(1_990);
+    assert_eq!(member.core.standing(), Standing::Looking);
+    member.pass(10 + TICK_MS);
+    assert_eq!(member.core.standing(), Standing::ReadOnly);
+    member
+}
+
+#[test]
+fn without_the_setting_nothing_is_served_without_a_leader() {
+    let mut member = Member::new(THREE);
+    member.pass(10_000);
+    assert_eq!(member.core.standing(), Standing::Looking);
+}
+
+#[test]
+fn a_long_tick_makes_the_wait_for_a_leader_longer() {
+    let mut member = Member::new(&format!(
+        "readonlymode.enabled=true\n{}",
+        THREE.replace("server.1", "tickTime=3000\nserver.1")
+    ));
+    member.pass(2_990);
+    assert_eq!(member.core.standing(), Standing::Looking);
+    member.pass(10 + TICK_MS);
+    assert_eq!(member.core.standing(), Standing::ReadOnly);
+}
+
+#[test]
+fn a_read_only_server_refuses_what_is_no_read() {
+    let mut member = read_only(LOCAL);
+    let client = member.local_client(4_000);
+    let body = || Bytes::from_static(b"whatever it says");
+    for op in [OpCode::Create, OpCode::Multi, OpCode::Sync, OpCode::Delete] {
+        let outcomes = member.ask(client, op, body());
+        assert_eq!(outcomes, [Err(ZkError::NotReadOnly)], "{op:?}");
+    }
+    assert_eq!(
+        member.ask(client, OpCode::CloseSession, Bytes::new()),
+        [Ok(())]
+    );
+    let (session, timeout_ms) = (client.1, 4_000);
+    let from = member.client();
+    member.hear(ClientMessage::Reconnect {
+        from,
+        session,
+        timeout_ms,
+    });
+    let notices = member.notices();
+    assert!(
+        matches!(notices.as_slice(), [ClientNotice::Expired { to }] if *to == from),
+        "{notices:?}"
+    );
+    assert_eq!(member.core.published_tree().zxid(), Zxid::ZERO);
+}
+
+#[test]
+fn a_session_of_a_read_only_server_expires_there() {
+    let mut member = read_only(LOCAL);
+    let (client, _) = member.local_client(4_000);
+    assert_eq!(member.core.report().local_sessions, 1);
+    member.pass(4_000);
+    assert_eq!(member.notices().len(), 0);
+    // ZK: at the first tick after its deadline.
+    member.pass(500 + TICK_MS);
+    let notices = member.notices();
+    assert!(
+        matches!(notices.as_slice(), [ClientNotice::Drop { client: it }] if *it == client),
+        "{notices:?}"
+    );
+    let report = member.core.report();
+    assert_eq!((report.local_sessions, report.sessions_expired), (0, 1));
+}
+
+#[test]
+fn a_leader_that_is_found_ends_what_was_read_only() {
+    let mut member = read_only(LOCAL);
+    let (_, session) = member.local_client(4_000);
+    assert_eq!(member.core.take_standing(), Some(Standing::ReadOnly));
+    member.hear_of_a_leader();
+    assert_eq!(member.core.take_standing(), Some(Standing::Looking));
+    assert_eq!(member.core.report().local_sessions, 0);
+    // It cannot be reached, and the wait begins anew.
+    let leader = ServerId(2);
+    member.core.hear_peer(PeerEvent::ConnectFailed { leader });
+    member.turn();
+    member.pass(1_990);
+    assert_eq!(member.core.standing(), Standing::Looking);
+    member.pass(8_000);
+    assert_eq!(member.core.standing(), Standing::ReadOnly);
+    let (_, next) = member.local_client(4_000);
+    assert_ne!(next, session, "no number is given twice");
+}
