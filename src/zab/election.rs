@@ -101,7 +101,11 @@ impl Election {
             Standing::Voter { own, .. } => {
                 election.votes.insert(me, own);
             }
-            Standing::Blank => election.note_blank(core, me),
+            Standing::Blank => {
+                election.note_blank(core, me);
+                // The only voter there is hears from no other.
+                election.take_vote_if_new(core);
+            }
             Standing::Observer => {}
         }
         election.tell_all(core, outputs);
@@ -298,12 +302,18 @@ impl Election {
 
     /// A quorum of blank servers is a new ensemble, in which all may vote.
     fn vote_if_new<P>(&mut self, core: &CoreState, outputs: &mut Vec<Output<P>>) {
+        if self.take_vote_if_new(core) {
+            self.tell_all(core, outputs);
+        }
+    }
+
+    fn take_vote_if_new(&mut self, core: &CoreState) -> bool {
         let new = core
             .config
             .ensemble
             .is_quorum(|id| self.blank.contains(&id));
         if self.standing != Standing::Blank || !new {
-            return;
+            return false;
         }
         let own = Vote {
             peer_epoch: core.epochs.current,
@@ -312,7 +322,7 @@ impl Election {
         };
         self.standing = Standing::Voter { own, proposal: own };
         self.votes.insert(core.id(), own);
-        self.tell_all(core, outputs);
+        true
     }
 
     /// Whether this server votes in this election, though its storage may be blank.
