@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::BytesMut;
 use hdrhistogram::Histogram;
-use ringkeeper_harness::{process, usage};
+use ringkeeper_harness::process;
 use ringkeeper_proto::connect::{ConnectRequest, ConnectResponse, PASSWORD_LEN};
 use ringkeeper_proto::{Reader, Request, SessionId, Xid, Zxid};
 use rustix::buffer::spare_capacity;
@@ -17,6 +17,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::load::histogram;
+use crate::subject::Subject;
 
 /// Session time-out of the crowd; each connection pings three times in it.
 const TIMEOUT_MS: i32 = 30_000;
@@ -64,8 +65,9 @@ enum Stage {
 
 impl Crowd {
     /// Connects `count` clients, at most `at_once` of them at the same time.
-    pub(crate) fn assemble(address: SocketAddr, count: usize, at_once: usize) -> Result<Self> {
+    pub(crate) fn assemble(subject: &Subject, count: usize, at_once: usize) -> Result<Self> {
         allow_files(count)?;
+        let addresses = subject.addresses();
         let mut crowd = Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             members: Vec::with_capacity(count),
@@ -76,6 +78,7 @@ impl Crowd {
         let mut established = 0;
         while established < count {
             while crowd.members.len() < count && crowd.members.len() - established < at_once {
+                let address = addresses[crowd.members.len() % addresses.len()];
                 crowd.add(address)?;
             }
             established += crowd.step(Duration::from_secs(1))?;
@@ -152,12 +155,12 @@ impl Crowd {
     }
 
     /// Keeps the sessions alive for `time`; every ping must be answered.
-    pub(crate) fn hold(&mut self, pid: u32, time: Duration) -> Result<Held> {
+    pub(crate) fn hold(&mut self, subject: &Subject, time: Duration) -> Result<Held> {
         let mut ping = BytesMut::new();
         Request::Ping.encode_frame(Xid::PING, &mut ping);
         let every = Duration::from_millis(u64::try_from(TIMEOUT_MS)? / 3);
         let per_second = self.members.len() as f64 / every.as_secs_f64();
-        let (began, server, own) = (Instant::now(), usage(pid)?, process::own_usage()?);
+        let (began, server, own) = (Instant::now(), subject.usage()?, process::own_usage()?);
         let mut sent = 0_u64;
         while began.elapsed() < time {
             // The pings are spread evenly, as those of clients that came over time are.
@@ -179,7 +182,7 @@ impl Crowd {
         let elapsed = began.elapsed();
         Ok(Held {
             elapsed,
-            server_cpu: usage(pid)?.cpu.saturating_sub(server.cpu),
+            server_cpu: subject.usage()?.cpu.saturating_sub(server.cpu),
             own_cpu: process::own_usage()?.cpu.saturating_sub(own.cpu),
             pings: sent,
         })

@@ -14,12 +14,13 @@ use bytes::BytesMut;
 use hdrhistogram::Histogram;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use ringkeeper_harness::{Session, process, usage};
+use ringkeeper_harness::{Session, process};
 use ringkeeper_proto::{Request, Xid};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
 
 use crate::requests::{Mix, Requests};
+use crate::subject::Subject;
 
 /// Session time-out of load connections; they are never idle.
 pub(crate) const TIMEOUT_MS: i32 = 30_000;
@@ -66,15 +67,9 @@ const RAMPING: u8 = 0;
 const MEASURING: u8 = 1;
 const ENDING: u8 = 2;
 
-/// Puts `mix` on the server whose process is `pid`.
-pub(crate) fn run(
-    address: SocketAddr,
-    pid: u32,
-    mix: Mix,
-    shape: Shape,
-    until: &Until,
-) -> Result<Outcome> {
-    let mut workers = workers(address, mix, shape, until)?;
+/// Puts `mix` on `subject`, its clients spread evenly over the servers.
+pub(crate) fn run(subject: &Subject, mix: Mix, shape: Shape, until: &Until) -> Result<Outcome> {
+    let mut workers = workers(subject, mix, shape, until)?;
     let counted_from_start = matches!(until, Until::Sent { .. });
     let phase = AtomicU8::new(if counted_from_start {
         MEASURING
@@ -84,7 +79,7 @@ pub(crate) fn run(
     let (from, to) = thread::scope(|scope| {
         let phase = &phase;
         let began = Instant::now();
-        let mut from = (began, usage(pid)?, process::own_usage()?);
+        let mut from = (began, subject.usage()?, process::own_usage()?);
         let threads: Vec<_> = workers
             .iter_mut()
             .map(|worker| scope.spawn(move || worker.run(shape.depth, began, phase)))
@@ -92,11 +87,11 @@ pub(crate) fn run(
         let mut to = None;
         if let Until::Elapsed { ramp, measured } = *until {
             thread::sleep(ramp);
-            from = (Instant::now(), usage(pid)?, process::own_usage()?);
+            from = (Instant::now(), subject.usage()?, process::own_usage()?);
             phase.store(MEASURING, Ordering::SeqCst);
             thread::sleep(measured);
             phase.store(ENDING, Ordering::SeqCst);
-            to = Some((Instant::now(), usage(pid)?, process::own_usage()?));
+            to = Some((Instant::now(), subject.usage()?, process::own_usage()?));
         }
         for thread in threads {
             thread
@@ -105,7 +100,7 @@ pub(crate) fn run(
         }
         let to = match to {
             Some(to) => to,
-            None => (Instant::now(), usage(pid)?, process::own_usage()?),
+            None => (Instant::now(), subject.usage()?, process::own_usage()?),
         };
         Ok::<_, anyhow::Error>((from, to))
     })?;
@@ -129,7 +124,7 @@ pub(crate) fn run(
     })
 }
 
-fn workers(address: SocketAddr, mix: Mix, shape: Shape, until: &Until) -> Result<Vec<Worker>> {
+fn workers(subject: &Subject, mix: Mix, shape: Shape, until: &Until) -> Result<Vec<Worker>> {
     let threads = shape.threads.clamp(1, shape.connections.max(1));
     let mut workers = (0..threads)
         .map(|_| Worker::new())
@@ -139,7 +134,7 @@ fn workers(address: SocketAddr, mix: Mix, shape: Shape, until: &Until) -> Result
             Until::Elapsed { .. } => u64::MAX,
             Until::Sent { by_connection } => by_connection.get(number).copied().unwrap_or(0),
         };
-        let connection = Connection::open(address, mix, number, limit)?;
+        let connection = Connection::open(subject.address(number), mix, number, limit)?;
         if let Some(worker) = workers.get_mut(number % threads) {
             worker.add(connection)?;
         }

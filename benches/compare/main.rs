@@ -1,7 +1,7 @@
 //! `ringkeeper-compare`: the same load on Apache ZooKeeper and on Ringkeeper, in turn, on one
 //! machine, as a table of ratios.
 //!
-//! - Both servers run standalone from the same `zoo.cfg`, durable, on the same file system; in each
+//! - Both servers run standalone (with `--ensemble 3`, as ensembles of three) from the same `zoo.cfg`, durable, on the same file system; in each
 //!   round each starts fresh, is warmed up, and the order alternates.
 //! - The load generator is native and cheap; its own CPU time stands beside each figure, so that a
 //!   figure it limits shows.
@@ -15,6 +15,7 @@ mod floor;
 mod load;
 mod report;
 mod requests;
+mod subject;
 mod workload;
 
 use std::fs;
@@ -23,10 +24,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use ringkeeper_harness::{Launch, Server, four_letter_word};
+use ringkeeper_harness::{Launch, four_letter_word};
 
 use crate::load::Shape;
 use crate::report::{Better, Metric, Report};
+use crate::subject::Subject;
 use crate::workload::{OTHERS, START_PATIENCE, STEADY, Scale};
 
 /// The same load on Apache ZooKeeper and on Ringkeeper, in turn, as a table of ratios
@@ -63,6 +65,9 @@ struct Options {
     /// Seconds of warm-up, with all loads, before each round
     #[arg(long)]
     warm_up: Option<f64>,
+    /// How many servers make an ensemble; 1 is standalone
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=7))]
+    ensemble: u8,
     /// Clients of the loads with many clients
     #[arg(long, default_value_t = 64)]
     clients: usize,
@@ -156,11 +161,27 @@ fn compare(options: &Options) -> Result<Report> {
         for index in order(launches.len(), round) {
             eprintln!("round {} of {rounds}: {}", round + 1, launches[index].name);
             let dir = dir.path().join(format!("{round}-{index}"));
-            let mut server = Server::new(launches[index].clone(), &dir)?;
-            measure(&mut server, index, &scale, &wanted, &mut report)
-                .with_context(|| format!("{}:\n{}", launches[index].name, server.log_tail(20)))?;
-            server.terminate(Duration::from_secs(60))?;
-            drop(server);
+            let (launch, servers) = (&launches[index], options.ensemble.into());
+            if wanted("big") {
+                let mut subject = Subject::new(launch, servers, &dir)?;
+                subject.start(START_PATIENCE)?;
+                workload::big(&mut subject, index, &scale, &mut report)
+                    .with_context(|| format!("big: {}:\n{}", launch.name, subject.log_tail(20)))?;
+                subject.terminate()?;
+                fs::remove_dir_all(&dir)?;
+            }
+            let mut subject = Subject::new(launch, servers, &dir)?;
+            measure(
+                &mut subject,
+                &launch.name,
+                index,
+                &scale,
+                &wanted,
+                &mut report,
+            )
+            .with_context(|| format!("{}:\n{}", launch.name, subject.log_tail(20)))?;
+            subject.terminate()?;
+            drop(subject);
             fs::remove_dir_all(&dir)?;
         }
     }
@@ -169,38 +190,31 @@ fn compare(options: &Options) -> Result<Report> {
 
 /// One server's part of a round.
 fn measure(
-    server: &mut Server,
+    subject: &mut Subject,
+    name: &str,
     index: usize,
     scale: &Scale,
     wanted: &dyn Fn(&str) -> bool,
     report: &mut Report,
 ) -> Result<()> {
-    if wanted("big") {
-        server.start(START_PATIENCE)?;
-        workload::big(server, index, scale, report).context("big")?;
-        server.terminate(Duration::from_secs(60))?;
-        let data = server.dir().join("data");
-        fs::remove_dir_all(&data)?;
-        fs::create_dir(&data)?;
-    }
     let steady: Vec<_> = STEADY.iter().filter(|steady| wanted(steady.name)).collect();
     if steady.is_empty() && !wanted("storm") && !wanted("idle") {
         return Ok(());
     }
-    server.start(START_PATIENCE)?;
-    note_version(server, index, report);
-    workload::prepare(server, scale.shape.connections)?;
-    workload::warm_up(server, scale).context("warm up")?;
+    subject.start(START_PATIENCE)?;
+    note_version(subject, name, index, report);
+    workload::prepare(subject, scale.shape.connections)?;
+    workload::warm_up(subject, scale).context("warm up")?;
     for steady in steady {
         steady
-            .run(server, index, scale, report)
+            .run(subject, index, scale, report)
             .with_context(|| steady.name)?;
     }
     if wanted("storm") {
-        workload::storm(server, index, scale, report).context("storm")?;
+        workload::storm(subject, index, scale, report).context("storm")?;
     }
     if wanted("idle") {
-        workload::idle(server, index, scale, report).context("idle")?;
+        workload::idle(subject, index, scale, report).context("idle")?;
     }
     Ok(())
 }
@@ -290,13 +304,14 @@ fn launch_version(launches: &[Launch]) -> String {
     apache.map_or_else(|| "not used".to_owned(), Launch::version)
 }
 
-fn note_version(server: &Server, index: usize, report: &mut Report) {
-    let name = format!("server {}", index + 1);
-    if report.environment.iter().any(|(known, _)| *known == name) {
+fn note_version(subject: &Subject, name: &str, index: usize, report: &mut Report) {
+    let key = format!("server {}", index + 1);
+    if report.environment.iter().any(|(known, _)| *known == key) {
         return;
     }
-    let text = four_letter_word(server.address(), "srvr").unwrap_or_default();
+    let text = four_letter_word(subject.address(0), "srvr").unwrap_or_default();
     let version = text.lines().next().unwrap_or_default();
-    let value = format!("{}, {version}", server.launch().name);
-    report.environment.push((name, value));
+    let servers = subject.addresses().len();
+    let value = format!("{servers} x {name}, {version}");
+    report.environment.push((key, value));
 }

@@ -3,16 +3,26 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ringkeeper_harness::{Server, Session, usage};
+use ringkeeper_harness::Session;
 use ringkeeper_proto::{Request, Stat};
 
 use crate::crowd::Crowd;
 use crate::load::{self, Outcome, Shape, TIMEOUT_MS, Until};
 use crate::report::{Better, Metric, Report};
 use crate::requests::{self, KEYS, KEYS_PARENT, Mix};
+use crate::subject::Subject;
 
 /// How long a server may take to start.
 pub(crate) const START_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Who makes a steady load.
+#[derive(Clone, Copy, Debug)]
+enum Clients {
+    /// `--clients` of them, with `--depth` requests in flight each.
+    Many,
+    /// So many, with one request in flight each.
+    Each(usize),
+}
 
 /// A steady load.
 #[derive(Clone, Copy, Debug)]
@@ -21,60 +31,107 @@ pub(crate) struct Steady {
     pub(crate) name: &'static str,
     pub(crate) title: &'static str,
     mix: Mix,
-    /// One client with one request in flight, instead of the crowd of `--clients` and `--depth`.
-    alone: bool,
+    clients: Clients,
 }
 
 /// In the order they run. Creates are deleted again, so that one load's znodes do not fill the heap
 /// of the next.
-pub(crate) const STEADY: [Steady; 8] = [
+pub(crate) const STEADY: [Steady; 16] = [
     Steady {
         name: "set",
         title: "set 100 B, many clients",
         mix: Mix::Set,
-        alone: false,
+        clients: Clients::Many,
     },
     Steady {
         name: "create",
         title: "create 100 B, many clients",
         mix: Mix::Create { bytes: 100 },
-        alone: false,
+        clients: Clients::Many,
     },
     Steady {
         name: "create1k",
         title: "create 1 KiB, many clients",
         mix: Mix::Create { bytes: 1024 },
-        alone: false,
+        clients: Clients::Many,
     },
     Steady {
         name: "get",
         title: "get 100 B, many clients",
         mix: Mix::Get,
-        alone: false,
+        clients: Clients::Many,
     },
     Steady {
         name: "mixed",
         title: "70% get, 30% set, many clients",
         mix: Mix::Mixed { gets_of_100: 70 },
-        alone: false,
+        clients: Clients::Many,
     },
     Steady {
         name: "set-alone",
         title: "set 100 B, one client",
         mix: Mix::Set,
-        alone: true,
+        clients: Clients::Each(1),
     },
     Steady {
         name: "create-alone",
         title: "create 100 B, one client",
         mix: Mix::Create { bytes: 100 },
-        alone: true,
+        clients: Clients::Each(1),
     },
     Steady {
         name: "get-alone",
         title: "get 100 B, one client",
         mix: Mix::Get,
-        alone: true,
+        clients: Clients::Each(1),
+    },
+    Steady {
+        name: "set-2",
+        title: "set 100 B, 2 clients, one request each",
+        mix: Mix::Set,
+        clients: Clients::Each(2),
+    },
+    Steady {
+        name: "create-2",
+        title: "create 100 B, 2 clients, one request each",
+        mix: Mix::Create { bytes: 100 },
+        clients: Clients::Each(2),
+    },
+    Steady {
+        name: "set-5",
+        title: "set 100 B, 5 clients, one request each",
+        mix: Mix::Set,
+        clients: Clients::Each(5),
+    },
+    Steady {
+        name: "create-5",
+        title: "create 100 B, 5 clients, one request each",
+        mix: Mix::Create { bytes: 100 },
+        clients: Clients::Each(5),
+    },
+    Steady {
+        name: "set-10",
+        title: "set 100 B, 10 clients, one request each",
+        mix: Mix::Set,
+        clients: Clients::Each(10),
+    },
+    Steady {
+        name: "create-10",
+        title: "create 100 B, 10 clients, one request each",
+        mix: Mix::Create { bytes: 100 },
+        clients: Clients::Each(10),
+    },
+    Steady {
+        name: "set-64",
+        title: "set 100 B, 64 clients, one request each",
+        mix: Mix::Set,
+        clients: Clients::Each(64),
+    },
+    Steady {
+        name: "create-64",
+        title: "create 100 B, 64 clients, one request each",
+        mix: Mix::Create { bytes: 100 },
+        clients: Clients::Each(64),
     },
 ];
 
@@ -96,8 +153,8 @@ pub(crate) struct Scale {
 }
 
 /// Znodes for set and get, and the parents of what is created.
-pub(crate) fn prepare(server: &Server, connections: usize) -> Result<()> {
-    let mut session = Session::open(server.address(), TIMEOUT_MS)?;
+pub(crate) fn prepare(subject: &Subject, connections: usize) -> Result<()> {
+    let mut session = Session::open(subject.address(0), TIMEOUT_MS)?;
     let mut paths: Vec<String> = vec!["/compare".to_owned(), KEYS_PARENT.to_owned()];
     paths.extend((0..connections).map(requests::parent));
     paths.extend((0..KEYS).map(requests::key_path));
@@ -108,18 +165,25 @@ pub(crate) fn prepare(server: &Server, connections: usize) -> Result<()> {
     for path in &paths {
         session.receive()?.ok().with_context(|| path.clone())?;
     }
-    session.close()
+    session.close()?;
+    // Every server has them before its clients come.
+    for address in subject.addresses() {
+        let mut session = Session::open(address, TIMEOUT_MS)?;
+        session.call(&Request::Sync { path: "/" })?.ok()?;
+        session.close()?;
+    }
+    Ok(())
 }
 
 /// Every kind of load for a while, so that the JIT compiler has seen all paths.
-pub(crate) fn warm_up(server: &Server, scale: &Scale) -> Result<()> {
+pub(crate) fn warm_up(subject: &Subject, scale: &Scale) -> Result<()> {
     let kinds = u32::try_from(STEADY.len())?;
     for steady in STEADY {
         let until = Until::Elapsed {
             ramp: Duration::ZERO,
             measured: scale.warm_up / kinds,
         };
-        steady.put_on(server, scale, &until)?;
+        steady.put_on(subject, scale, &until)?;
     }
     Ok(())
 }
@@ -128,7 +192,7 @@ impl Steady {
     /// Runs it once and reports.
     pub(crate) fn run(
         &self,
-        server: &Server,
+        subject: &Subject,
         index: usize,
         scale: &Scale,
         report: &mut Report,
@@ -137,29 +201,27 @@ impl Steady {
             ramp: scale.ramp,
             measured: scale.measured,
         };
-        let outcome = self.put_on(server, scale, &until)?;
+        let outcome = self.put_on(subject, scale, &until)?;
         self.add(&outcome, index, report);
         Ok(())
     }
 
-    fn put_on(&self, server: &Server, scale: &Scale, until: &Until) -> Result<Outcome> {
-        let shape = if self.alone {
-            Shape {
-                connections: 1,
+    fn put_on(&self, subject: &Subject, scale: &Scale, until: &Until) -> Result<Outcome> {
+        let shape = match self.clients {
+            Clients::Many => scale.shape,
+            Clients::Each(connections) => Shape {
+                connections,
                 depth: 1,
                 threads: 1,
-            }
-        } else {
-            scale.shape
+            },
         };
-        let pid = server.pid().context("the server does not run")?;
-        let outcome = load::run(server.address(), pid, self.mix, shape, until)?;
+        let outcome = load::run(subject, self.mix, shape, until)?;
         if let Mix::Create { .. } = self.mix {
             let until = Until::Sent {
                 by_connection: outcome.sent.clone(),
             };
             let shape = Shape { depth: 32, ..shape };
-            load::run(server.address(), pid, Mix::Delete, shape, &until)?;
+            load::run(subject, Mix::Delete, shape, &until)?;
         }
         Ok(outcome)
     }
@@ -198,16 +260,15 @@ impl Steady {
 
 /// `scale.storm` clients connect at once.
 pub(crate) fn storm(
-    server: &Server,
+    subject: &Subject,
     index: usize,
     scale: &Scale,
     report: &mut Report,
 ) -> Result<()> {
     let title = format!("{} clients connect at once", scale.storm);
-    let pid = server.pid().context("the server does not run")?;
-    let before = usage(pid)?;
-    let crowd = Crowd::assemble(server.address(), scale.storm, scale.storm)?;
-    let cpu = usage(pid)?.cpu.saturating_sub(before.cpu);
+    let before = subject.usage()?;
+    let crowd = Crowd::assemble(subject, scale.storm, scale.storm)?;
+    let cpu = subject.usage()?.cpu.saturating_sub(before.cpu);
     let count = scale.storm as f64;
     let mut add = |name, unit, better, value| {
         report.add(&title, Metric { name, unit, better }, index, value);
@@ -232,17 +293,16 @@ pub(crate) fn storm(
 
 /// `scale.idle` clients do nothing but ping.
 pub(crate) fn idle(
-    server: &Server,
+    subject: &Subject,
     index: usize,
     scale: &Scale,
     report: &mut Report,
 ) -> Result<()> {
     let title = format!("{} idle clients", scale.idle);
-    let pid = server.pid().context("the server does not run")?;
-    let before = usage(pid)?;
-    let mut crowd = Crowd::assemble(server.address(), scale.idle, 200)?;
-    let held = crowd.hold(pid, scale.hold)?;
-    let grown = usage(pid)?.rss.saturating_sub(before.rss);
+    let before = subject.usage()?;
+    let mut crowd = Crowd::assemble(subject, scale.idle, 200)?;
+    let held = crowd.hold(subject, scale.hold)?;
+    let grown = subject.usage()?.rss.saturating_sub(before.rss);
     let seconds = held.elapsed.as_secs_f64();
     let of_a_core = |cpu: Duration| cpu.as_secs_f64() / seconds * 100.0;
     let mut add = |name, unit, better, value| {
@@ -278,7 +338,7 @@ pub(crate) fn idle(
 
 /// A big tree: loading it, memory, restart. The server must be fresh.
 pub(crate) fn big(
-    server: &mut Server,
+    subject: &mut Subject,
     index: usize,
     scale: &Scale,
     report: &mut Report,
@@ -287,13 +347,12 @@ pub(crate) fn big(
     let each = scale.znodes / connections as u64;
     let total = each * connections as u64;
     let title = format!("{total} znodes of 100 B");
-    prepare(server, connections)?;
-    let pid = server.pid().context("the server does not run")?;
+    prepare(subject, connections)?;
     let until = Until::Sent {
         by_connection: vec![each; connections],
     };
     let mix = Mix::Create { bytes: 100 };
-    let outcome = load::run(server.address(), pid, mix, scale.shape, &until)?;
+    let outcome = load::run(subject, mix, scale.shape, &until)?;
     let mut add = |name, unit, better, value| {
         report.add(&title, Metric { name, unit, better }, index, value);
     };
@@ -311,13 +370,13 @@ pub(crate) fn big(
         "RSS after loading",
         "MiB",
         Better::Lower,
-        usage(pid)?.rss as f64 / MIB,
+        subject.usage()?.rss as f64 / MIB,
     );
     for _ in 0..scale.restarts {
-        server.terminate(Duration::from_secs(120))?;
+        subject.terminate()?;
         let began = Instant::now();
-        server.start(START_PATIENCE)?;
-        let mut session = Session::open(server.address(), TIMEOUT_MS)?;
+        subject.start(START_PATIENCE)?;
+        let mut session = Session::open(subject.address(0), TIMEOUT_MS)?;
         session.call(&requests::get(&requests::key_path(0)))?.ok()?;
         add(
             "restart until a read is answered",
@@ -340,12 +399,11 @@ pub(crate) fn big(
         );
         session.close()?;
     }
-    let pid = server.pid().context("the server does not run")?;
     add(
         "RSS after a restart",
         "MiB",
         Better::Lower,
-        usage(pid)?.rss as f64 / MIB,
+        subject.usage()?.rss as f64 / MIB,
     );
     Ok(())
 }
