@@ -4,6 +4,8 @@
 //! The server is `target/release/ringkeeper` (`cargo build --release`), or what `RINGKEEPER_BIN` names. Its data
 //! lies below `target`, on the disk that is measured; `RINGKEEPER_BENCH_DIR` names another place.
 //!
+//! The same for an ensemble of three servers on this machine, with one client at its leader and then at a follower.
+//!
 //! Criterion's estimate is the time per commit: with one client that is its latency, with more it is the inverse of
 //! the throughput. Latencies of single commits are printed below it.
 #![expect(
@@ -20,7 +22,8 @@ use bytes::BytesMut;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ringkeeper_benches::clients::{Clients, measure_loopback};
 use ringkeeper_benches::{create, directory, environment, floor, set, target};
-use ringkeeper_harness::{Launch, Server, Session, usage};
+use ringkeeper_ensemble::{Ensemble, Plan, Role};
+use ringkeeper_harness::{Launch, Server, Session, Usage, usage};
 use ringkeeper_proto::Xid;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -70,11 +73,15 @@ fn program() -> PathBuf {
     })
 }
 
-fn start(dir: &Path) -> Server {
+fn launch() -> Launch {
     let launch = Launch::parse(&format!("{} serve", program().display()));
     let launch = launch.expect("a command line without blanks");
     println!("server: {}", launch.version());
-    let mut server = Server::new(launch, dir).expect("room for its files");
+    launch
+}
+
+fn start(dir: &Path) -> Server {
+    let mut server = Server::new(launch(), dir).expect("room for its files");
     server.start(PATIENCE).expect("the server starts");
     prepare(server.address()).expect("an empty server takes creates");
     server
@@ -111,8 +118,10 @@ fn commits(criterion: &mut Criterion) {
                     write,
                     data: vec![b'x'; len],
                     clients: count,
+                    address: server.address(),
+                    pids: vec![server.pid().expect("it runs")],
                 };
-                measure(criterion, &case, &server, dir.path(), &mut numbers);
+                measure(criterion, &case, dir.path(), &mut numbers);
             }
         }
     }
@@ -123,26 +132,70 @@ fn commits(criterion: &mut Criterion) {
     );
 }
 
+/// Servers of an ensemble.
+const SERVERS: usize = 3;
+
+fn commits_of_an_ensemble(criterion: &mut Criterion) {
+    let dir = directory();
+    environment::print(Some(dir.path()));
+    let plan = Plan::alike(&launch(), SERVERS);
+    let mut ensemble = Ensemble::new(&plan, dir.path()).expect("room for its files");
+    ensemble.start(PATIENCE).expect("a leader is elected");
+    let ids = ensemble.ids();
+    let of_role = |role| {
+        ids.iter()
+            .copied()
+            .find(|id| ensemble.role(*id) == Some(role))
+    };
+    let leader = of_role(Role::Leader).expect("one leads");
+    let follower = of_role(Role::Follower).expect("others follow");
+    let address = |id| ensemble.address(id).expect("it has a process");
+    let pids: Vec<u32> = ids
+        .iter()
+        .filter_map(|id| ensemble.member(*id).ok()?.pid())
+        .collect();
+    prepare(address(leader)).expect("an empty ensemble takes creates");
+    let mut numbers = Numbers::default();
+    for (place, id) in [("leader", leader), ("follower", follower)] {
+        for (name, write) in [("create", Write::Create), ("set", Write::Set)] {
+            let case = Case {
+                name: format!("{SERVERS} servers, {name} 100 B, one client at the {place}"),
+                write,
+                data: vec![b'x'; 100],
+                clients: 1,
+                address: address(id),
+                pids: pids.clone(),
+            };
+            measure(criterion, &case, dir.path(), &mut numbers);
+        }
+    }
+}
+
 struct Case {
     name: String,
     write: Write,
     data: Vec<u8>,
     clients: usize,
+    /// Where they connect.
+    address: SocketAddr,
+    /// The servers: each of them makes every commit durable.
+    pids: Vec<u32>,
 }
 
-fn measure(
-    criterion: &mut Criterion,
-    case: &Case,
-    server: &Server,
-    dir: &Path,
-    numbers: &mut Numbers,
-) {
-    let pid = server.pid().expect("it runs");
-    let floor = floor::measure(dir, FLOOR_TIME).expect("the disk writes");
+impl Case {
+    fn cpu(&self) -> Duration {
+        let usages = self.pids.iter().map(|pid| usage(*pid).expect("it runs"));
+        usages.map(|Usage { cpu, .. }| cpu).sum()
+    }
+}
+
+fn measure(criterion: &mut Criterion, case: &Case, dir: &Path, numbers: &mut Numbers) {
+    let writers = case.pids.len();
+    let floor = floor::measure(dir, writers, FLOOR_TIME).expect("the disk writes");
     let loopback = measure_loopback(case.data.len(), FLOOR_TIME).expect("loopback works");
     let mut clients =
-        Clients::connect(server.address(), case.clients).expect("the server takes clients");
-    let before = usage(pid).expect("it runs");
+        Clients::connect(case.address, case.clients).expect("the server takes clients");
+    let before = case.cpu();
     let (mut commits, mut clock) = (0, Duration::ZERO);
     let mut group = criterion.benchmark_group("commit");
     group.throughput(Throughput::Elements(1));
@@ -163,16 +216,20 @@ fn measure(
     if commits == 0 {
         return;
     }
-    let cpu = usage(pid).expect("it runs").cpu.saturating_sub(before.cpu);
+    let cpu = case.cpu().saturating_sub(before);
+    // To the client and back; in an ensemble, to the learners and back as well.
+    let round_trips = if writers == 1 { 1.0 } else { 2.0 };
     let (floor_us, loopback_us) = (floor.micros(0.5), loopback.micros(0.5));
     #[expect(clippy::cast_precision_loss, reason = "figures for people to read")]
     let commits = commits as f64;
     println!("  commit:   {latencies}");
-    println!("  floor:    raw O_DSYNC 4 KiB: {floor}");
+    println!("  floor:    raw O_DSYNC 4 KiB, writers at once: {writers}: {floor}");
     println!("  loopback: {loopback}");
     println!(
-        "  p50 / (floor + loopback): {:.2}; {:.0} commits/s; server CPU {:.1} us per commit",
-        latencies.micros(0.5) / (floor_us + loopback_us),
+        "  p50 / (floor + {round_trips} loopback): {:.2}, which is {:.0} us more; {:.0} commits/s; server CPU {:.1} us per \
+         commit",
+        latencies.micros(0.5) / (floor_us + round_trips * loopback_us),
+        latencies.micros(0.5) - (floor_us + round_trips * loopback_us),
         commits / clock.as_secs_f64(),
         cpu.as_secs_f64() * 1e6 / commits,
     );
@@ -184,6 +241,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(3));
-    targets = commits
+    targets = commits, commits_of_an_ensemble
 }
 criterion_main!(benches);

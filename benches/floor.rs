@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ringkeeper_storage::BLOCK_BYTES;
@@ -120,23 +121,46 @@ pub fn zero_fill(path: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Latencies of lone durable writes of one block below `dir`, for `time`.
+/// Latencies of durable writes of one block below `dir`, for `time`: of `writers` that each write to a file of
+/// their own, as the servers of an ensemble on one disk do, one write at a time each.
 ///
 /// # Errors
 /// When the disk refuses.
-pub fn measure(dir: &Path, time: Duration) -> io::Result<Latencies> {
-    let path = dir.join("floor");
-    zero_fill(&path)?;
-    let mut file = RawFile::open(&path, RawWay::Descriptor, BLOCK_BYTES)?;
-    let mut latencies = Latencies::new();
-    let began = Instant::now();
-    while began.elapsed() < time || latencies.count() == 0 {
-        let started = Instant::now();
-        file.write()?;
-        latencies.record(started.elapsed());
+///
+/// # Panics
+/// When a writer's thread cannot be started.
+pub fn measure(dir: &Path, writers: usize, time: Duration) -> io::Result<Latencies> {
+    let paths: Vec<_> = (0..writers)
+        .map(|it| dir.join(format!("floor-{it}")))
+        .collect();
+    let mut files = Vec::with_capacity(writers);
+    for path in &paths {
+        zero_fill(path)?;
+        files.push(RawFile::open(path, RawWay::Descriptor, BLOCK_BYTES)?);
     }
-    std::fs::remove_file(&path)?;
-    Ok(latencies)
+    let began = Instant::now();
+    let mut all = Latencies::new();
+    thread::scope(|scope| {
+        let writers = files.into_iter().map(|mut file| {
+            scope.spawn(move || {
+                let mut latencies = Latencies::new();
+                while began.elapsed() < time || latencies.count() == 0 {
+                    let started = Instant::now();
+                    file.write()?;
+                    latencies.record(started.elapsed());
+                }
+                Ok::<_, io::Error>(latencies)
+            })
+        });
+        for writer in writers.collect::<Vec<_>>() {
+            all.add(&writer.join().expect("a writer does not panic")?);
+        }
+        Ok::<_, io::Error>(())
+    })?;
+    for path in &paths {
+        std::fs::remove_file(path)?;
+    }
+    Ok(all)
 }
 
 #[cfg(test)]

@@ -91,7 +91,7 @@ fn appends(criterion: &mut Criterion) {
     for len in [100, 1024] {
         let mut group = criterion.benchmark_group(format!("append records of {len} B"));
         for records in [1, 10, 100, 1000] {
-            let floor = floor::measure(dir.path(), FLOOR_TIME).expect("the disk writes");
+            let floor = floor::measure(dir.path(), 1, FLOOR_TIME).expect("the disk writes");
             let mut all = Latencies::new();
             // Of the longest run: in a short one the first batch after a start weighs too much.
             let mut stats: Option<LogStats> = None;
