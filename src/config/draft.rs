@@ -44,6 +44,7 @@ pub(crate) struct PeersDraft {
     /// `readonlymode.enabled`, which makes the word `isro` answered as well, also where there is no ensemble.
     pub(crate) read_only_mode: bool,
     pub(crate) local_sessions: bool,
+    pub(crate) local_sessions_upgrading: bool,
     /// `peerType`, once set.
     pub(crate) observes: Option<bool>,
 }
@@ -59,6 +60,7 @@ impl Default for PeersDraft {
             several_addresses: false,
             read_only_mode: false,
             local_sessions: false,
+            local_sessions_upgrading: false,
             observes: None,
         }
     }

@@ -377,7 +377,7 @@ pub(crate) const KEYS: &[Key] = &[
         "connection_throttle_local_session_weight",
         Owner::Property,
         "1",
-        "Tokens that a local session costs, of which a standalone server has none; the other two weights are never below it",
+        "Tokens that a new local session costs (`localSessionsEnabled`); the other two weights are never below it",
         1,
         INT_MAX,
         |draft, value| draft.config.connection_throttle.local_weight = non_negative(value),

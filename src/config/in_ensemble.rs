@@ -77,8 +77,15 @@ pub(crate) const KEYS: &[Key] = &[
         "localSessionsEnabled",
         Owner::File,
         "false",
-        "A new session is known to one server only; so far only while that is read-only",
+        "A new session is known to one server only, and to open it costs no write; it cannot move to another server, and ends when its server or the leader is replaced",
         |draft, value| draft.peers.local_sessions = value,
+    ),
+    boolean(
+        "localSessionsUpgradingEnabled",
+        Owner::File,
+        "false",
+        "A local session becomes known to all servers when it creates an ephemeral; else it is refused one",
+        |draft, value| draft.peers.local_sessions_upgrading = value,
     ),
 ];
 

@@ -6,7 +6,6 @@ use crate::table::{Effect, Key, Owner, Shape};
 
 pub(crate) const ENSEMBLE: &str =
     "only a member of an ensemble uses it, and this server is standalone";
-const LOCAL_SESSIONS: &str = "not there yet: where there is a leader every session is known to all servers, and can do what a local one can and more";
 const QUORUM_SASL: &str = "it counts only with quorum.auth.enableSasl, which is refused";
 const FLUSH: &str =
     "what arrives during one flush goes into the next, so waiting would only add latency";
@@ -722,14 +721,6 @@ pub(crate) const KEYS: &[Key] = &[
         "Counts requests by path",
         Shape::Text,
         DIAGNOSTIC,
-    ),
-    row(
-        "localSessionsUpgradingEnabled",
-        Owner::File,
-        "false",
-        "Local sessions become global ones when they need to",
-        Shape::Bool,
-        LOCAL_SESSIONS,
     ),
 ];
 

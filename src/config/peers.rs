@@ -32,6 +32,8 @@ pub struct PeersConfig {
     pub read_only_mode: bool,
     /// `localSessionsEnabled`: a new session is known to this server only.
     pub local_sessions: bool,
+    /// `localSessionsUpgradingEnabled`: until it needs more, instead of being refused.
+    pub local_sessions_upgrading: bool,
 }
 
 /// The members of an ensemble and how they decide.
@@ -252,6 +254,7 @@ pub(crate) fn settle(
             several_addresses: draft.several_addresses,
             read_only_mode: draft.read_only_mode,
             local_sessions: draft.local_sessions,
+            local_sessions_upgrading: draft.local_sessions_upgrading,
         }),
         false => Err(problems),
     }

@@ -27,8 +27,11 @@ const QUOTA_WARNING_INTERVAL_MS: u64 = 60_000;
 pub struct CoreReport {
     /// What the server is.
     pub standing: Standing,
-    /// Sessions by when they are due, in milliseconds from now.
+    /// Sessions by when they are due, in milliseconds from now; where this server orders writes, all but the local
+    /// ones.
     pub due: Vec<(i64, Vec<SessionId>)>,
+    /// The local ones, where there may be some.
+    pub local_due: Option<Vec<(i64, Vec<SessionId>)>>,
     /// How many sessions all servers know of.
     pub global_sessions: usize,
     /// How many only this server knows of.
@@ -213,9 +216,12 @@ impl<D: Disk> Core<D> {
                 ("log_commit_time", log.commit_us.clone()),
             ]);
         });
+        let now_ms = self.now.monotonic_ms();
+        let local = self.settings.local_sessions();
         CoreReport {
             standing: self.standing,
-            due: self.sessions.by_deadline(self.now.monotonic_ms()),
+            due: self.sessions.by_deadline(now_ms),
+            local_due: local.then(|| self.sessions.local_by_deadline(now_ms)),
             global_sessions: self.published.sessions().len(),
             local_sessions: self.sessions.local_len(),
             sessions_expired: stats.sessions_expired,

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use bytes::{BufMut, BytesMut};
 use ringkeeper_proto::quorum::{ForwardedRequest, Revalidated, Revalidation};
 use ringkeeper_proto::reply::WriteReply;
 use ringkeeper_proto::txn::decode_record;
@@ -45,6 +44,8 @@ struct Waiting {
     cxid: i32,
     /// Whether reads of the same session wait between what is before it and this.
     keep_before: bool,
+    /// What the client is told if the leader refuses it, whatever the reason.
+    refused_as: Option<ZkError>,
     kind: Kind,
 }
 
@@ -56,6 +57,8 @@ enum Kind {
     Sync,
     /// Nobody has it; it waits for its turn to be refused.
     Refused(ZkError),
+    /// As well, to be told that it is done.
+    Closes,
     /// The leader is to create the session.
     NewSession { timeout_ms: i32 },
 }
@@ -83,7 +86,7 @@ impl Learning {
         let is_it = |it: &Waiting| match it.kind {
             Kind::Forwarded => it.cxid == header.cxid && header.op != OpCode::CreateSession,
             Kind::NewSession { .. } => header.op == OpCode::CreateSession,
-            Kind::Sync | Kind::Refused(_) => false,
+            Kind::Sync | Kind::Refused(_) | Kind::Closes => false,
         };
         let at = queue.iter().position(is_it)?;
         let lost = queue.drain(..at).map(|it| it.to).collect();
@@ -94,18 +97,29 @@ impl Learning {
 impl<D: Disk> Core<D> {
     pub(crate) fn hear_as_learner(&mut self, message: ClientMessage) {
         match message {
+            ClientMessage::NewSession { from, timeout_ms } if self.settings.local_sessions() => {
+                self.new_local_session(from, timeout_ms);
+            }
             ClientMessage::NewSession { from, timeout_ms } => {
                 let session = self.sessions.next_id();
                 let waiting = Waiting {
                     to: from,
                     cxid: 0,
                     keep_before: false,
+                    refused_as: None,
                     kind: Kind::NewSession { timeout_ms },
                 };
                 self.learning.push(session, waiting);
-                let mut body = BytesMut::with_capacity(4);
-                body.put_i32(timeout_ms);
-                self.forward(session, 0, OpCode::CreateSession, &body, &[]);
+                self.forward_new_session(session, timeout_ms);
+            }
+            ClientMessage::Reconnect {
+                from,
+                session,
+                timeout_ms,
+            } if self.sessions.is_local(session) => {
+                let (now_ms, holder) = (self.now.monotonic_ms(), Holder::Client(from));
+                let held = self.sessions.reattach(session, timeout_ms, holder, now_ms);
+                self.tell_reattached(from, held);
             }
             ClientMessage::Reconnect {
                 from,
@@ -114,12 +128,17 @@ impl<D: Disk> Core<D> {
             } => self.ask_for_session(from, session, timeout_ms),
             ClientMessage::Write(write) => self.forward_write(&write),
             ClientMessage::Disconnected { from, session } => {
-                if self.sessions.detach(session, from) {
+                if self.sessions.detach(session, from) && !self.sessions.is_local(session) {
                     self.remember_touch(session);
                     self.sessions.close(session);
                 }
             }
         }
+    }
+
+    fn forward_new_session(&mut self, session: SessionId, timeout_ms: i32) {
+        let body = timeout_ms.to_be_bytes();
+        self.forward(session, 0, OpCode::CreateSession, &body, &[]);
     }
 
     fn forward(&mut self, session: SessionId, cxid: i32, op: OpCode, body: &[u8], ids: &[Id]) {
@@ -139,6 +158,13 @@ impl<D: Disk> Core<D> {
             keep_before,
             ..
         } = write;
+        let upgrade = self.upgrade_for(session, op, &write.body);
+        if let Some(Ok(timeout_ms)) = upgrade {
+            self.forward_new_session(session, timeout_ms);
+        }
+        // ZK: of a multi each operation tells why it failed, as the leader says.
+        let refusal = upgrade.and_then(Result::err);
+        let refused_as = refusal.filter(|_| op != OpCode::Multi);
         let text = LossyText::new();
         // What no transaction would come back of is refused here, when it is its turn.
         let is_undecodable = op != OpCode::Multi
@@ -146,10 +172,14 @@ impl<D: Disk> Core<D> {
             && Request::decode_lossy(op, &write.body, &text).is_err();
         let kind = match op {
             OpCode::Sync => Kind::Sync,
+            OpCode::CloseSession if self.sessions.is_local(session) => {
+                self.sessions.close(session);
+                Kind::Closes
+            }
             _ if is_undecodable => Kind::Refused(ZkError::MarshallingError),
             _ => Kind::Forwarded,
         };
-        let is_refused = matches!(kind, Kind::Refused(_));
+        let is_answered_here = matches!(kind, Kind::Refused(_) | Kind::Closes);
         if op == OpCode::Sync {
             self.learning.syncs.push_back(session);
         }
@@ -157,37 +187,42 @@ impl<D: Disk> Core<D> {
             to,
             cxid,
             keep_before,
+            refused_as,
             kind,
         };
         self.learning.push(session, waiting);
-        if is_refused {
-            self.refuse_next(session);
+        if is_answered_here {
+            self.answer_next(session);
         } else {
             self.forward(session, cxid, op, &write.body, &write.identities);
         }
     }
 
-    /// Answers what is to be refused and has nothing before it any more.
-    fn refuse_next(&mut self, session: SessionId) {
+    /// Answers what the leader does not have, and what has nothing before it any more.
+    fn answer_next(&mut self, session: SessionId) {
         let zxid = self.head.zxid();
         while let Some(queue) = self.learning.waiting.get_mut(&session) {
             let Some(&Waiting {
                 to,
                 cxid,
                 keep_before,
-                kind: Kind::Refused(error),
+                ref kind,
+                ..
             }) = queue.front()
             else {
-                if queue.is_empty() {
-                    self.learning.waiting.remove(&session);
-                }
+                self.learning.waiting.remove(&session);
                 return;
+            };
+            let outcome = match kind {
+                Kind::Refused(error) => Err(*error),
+                Kind::Closes => Ok(WriteReply::Empty),
+                Kind::Forwarded | Kind::Sync | Kind::NewSession { .. } => return,
             };
             queue.pop_front();
             let answer = Answer::Write {
                 to,
                 xid: Xid(cxid),
-                outcome: Err(error),
+                outcome,
             };
             let before = keep_before.then(|| Box::new(self.head.clone()));
             self.step(zxid, before, answer);
@@ -223,7 +258,7 @@ impl<D: Disk> Core<D> {
             self.drop_clients(lost);
             let before = keep_before.then(|| Box::new(self.head.clone()));
             self.step(zxid, before, answer);
-            self.refuse_next(session);
+            self.answer_next(session);
         }
     }
 
@@ -266,7 +301,7 @@ impl<D: Disk> Core<D> {
         };
         self.drop_clients(lost);
         self.step(header.zxid, before, answer);
-        self.refuse_next(header.session);
+        self.answer_next(header.session);
     }
 
     fn answer_of(
@@ -287,6 +322,7 @@ impl<D: Disk> Core<D> {
             self.sessions.close(header.session);
         }
         let xid = Xid(header.cxid);
+        let outcome = outcome.map_err(|error| waiting.refused_as.unwrap_or(error));
         Answer::Write { to, xid, outcome }
     }
 

@@ -13,6 +13,7 @@ mod core_report;
 mod core_tests;
 mod errand;
 mod learning;
+mod local_sessions;
 #[cfg(test)]
 mod member_tests;
 mod messages;

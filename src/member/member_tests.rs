@@ -2,21 +2,26 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use ringkeeper_config::{Beside, RawConfig};
-use ringkeeper_peers::PeerEvent;
+use ringkeeper_peers::{Packet, PeerCommand, PeerEvent, Rider};
 use ringkeeper_proto::election::{Ballot, PeerState, Vote};
-use ringkeeper_proto::{Epoch, OpCode, ServerId, SessionId, Xid, ZkError, Zxid};
+use ringkeeper_proto::quorum::{ForwardedRequest, Revalidated, Revalidation};
+use ringkeeper_proto::request::CreateRequest;
+use ringkeeper_proto::txn::decode_record;
+use ringkeeper_proto::{
+    Acl, AclList, Epoch, OpCode, Request, ServerId, SessionId, Xid, ZkError, Zxid,
+};
 use ringkeeper_storage::{Dirs, LogOptions, Opened, SimDisk, Store};
 use ringkeeper_transport::{Chain, Cursor};
 use ringkeeper_tree::Tree;
-use ringkeeper_zab::Notification;
+use ringkeeper_zab::{LinkId, Message, Notification};
 
 use crate::core::{Core, CoreParts};
 use crate::messages::{ClientMessage, ClientNotice, Now, WriteMessage};
 use crate::publication::{Answer, ClientKey, Publication};
 use crate::restart::{Loaded, zab_of_member};
-use crate::sessions::Sessions;
+use crate::sessions::{Holder, Sessions};
 use crate::settings::Settings;
 use crate::standing::Standing;
 
@@ -302,4 +307,163 @@ fn a_leader_that_is_found_ends_what_was_read_only() {
     assert_eq!(member.core.standing(), Standing::ReadOnly);
     let (_, next) = member.local_client(4_000);
     assert_ne!(next, session, "no number is given twice");
+}
+
+const ONE: &str = "standaloneEnabled=false\nserver.1=a:1:2\n";
+
+const EPHEMERAL: i32 = 1;
+
+fn leading(config: &str) -> Member {
+    let mut member = Member::new(&format!("{ONE}{config}"));
+    member.pass(1_000);
+    let standing = member.core.standing();
+    assert!(matches!(standing, Standing::Leading(_)), "{standing:?}");
+    member
+}
+
+fn create(path: &str, flags: i32) -> Bytes {
+    let create = CreateRequest {
+        path,
+        data: Some(b"data"),
+        acl: Some(AclList::new(&Acl::open())),
+        flags,
+        ttl_ms: None,
+    };
+    let mut frame = BytesMut::new();
+    let op = OpCode::Create;
+    Request::Create { op, create }.encode_frame(Xid(1), &mut frame);
+    frame.freeze().slice(12..)
+}
+
+/// What each transaction after `after` did.
+fn logged_since(member: &Member, after: Zxid) -> Vec<(SessionId, OpCode)> {
+    let records = member.core.committed_since(after);
+    let ops = records.map(|(_, bytes)| {
+        let (header, ..) = decode_record(bytes).expect("it was made here");
+        (header.session, header.op)
+    });
+    ops.collect()
+}
+
+#[test]
+fn a_local_session_is_in_no_log_until_it_wants_an_ephemeral() {
+    let mut member = leading(&format!("{LOCAL}localSessionsUpgradingEnabled=true\n"));
+    let began = member.core.published_tree().zxid();
+    let client = member.local_client(4_000);
+    let created = member.ask(client, OpCode::Create, create("/a", 0));
+    assert_eq!(created, [Ok(())]);
+    assert_eq!(logged_since(&member, began), [(client.1, OpCode::Create)]);
+    let report = member.core.report();
+    assert_eq!((report.local_sessions, report.global_sessions), (1, 0));
+
+    let before = member.core.published_tree().zxid();
+    let created = member.ask(client, OpCode::Create, create("/e", EPHEMERAL));
+    assert_eq!(created, [Ok(())]);
+    assert_eq!(
+        logged_since(&member, before),
+        [
+            (client.1, OpCode::CreateSession),
+            (client.1, OpCode::Create)
+        ]
+    );
+    let tree = member.core.published_tree();
+    assert_eq!(tree.session_timeout(client.1), Some(4_000));
+    assert_eq!(tree.ephemerals(client.1).collect::<Vec<_>>(), ["/e"]);
+    let report = member.core.report();
+    assert_eq!((report.local_sessions, report.global_sessions), (0, 1));
+
+    // It expires as one that all know: once, and by a transaction.
+    let before = tree.zxid();
+    member.pass(4_500 + TICK_MS);
+    assert_eq!(
+        logged_since(&member, before),
+        [(client.1, OpCode::CloseSession)]
+    );
+    assert_eq!(member.core.report().sessions_expired, 1);
+}
+
+#[test]
+fn a_local_session_that_may_not_become_global_gets_no_ephemeral() {
+    let mut member = leading(LOCAL);
+    let client = member.local_client(4_000);
+    assert_eq!(
+        member.ask(client, OpCode::Create, create("/e", EPHEMERAL)),
+        [Err(ZkError::EphemeralOnLocalSession)]
+    );
+    assert_eq!(member.core.report().local_sessions, 1);
+    let before = member.core.published_tree().zxid();
+    assert_eq!(
+        member.ask(client, OpCode::CloseSession, Bytes::new()),
+        [Ok(())]
+    );
+    assert_eq!(logged_since(&member, before), []);
+    assert_eq!(member.core.report().local_sessions, 0);
+}
+
+#[test]
+fn a_local_session_of_the_leader_is_nothing_to_a_learner() {
+    let mut member = leading(LOCAL);
+    let (_, session) = member.local_client(4_000);
+    let global = SessionId(0x777);
+    let holder = Holder::Nobody;
+    member.core.sessions.insert(global, 4_000, holder, 0);
+    for (session, is_valid) in [(session, false), (global, true)] {
+        let timeout_ms = 4_000;
+        let question = Revalidation {
+            session,
+            timeout_ms,
+        };
+        member.core.revalidate(LinkId(1), question);
+        let sent = member.core.commands().last();
+        let Some(PeerCommand::Send { packet, .. }) = sent else {
+            panic!("{sent:?}");
+        };
+        let answer = Revalidated { session, is_valid };
+        assert_eq!(packet, Packet::from(Message::Revalidate(answer.encode())));
+    }
+    assert!(member.core.sessions.is_local(session), "it stays here");
+}
+
+#[test]
+fn a_leader_believes_a_learner_that_a_session_is_local_there() {
+    let elsewhere = SessionId(2 << 56);
+    let here = SessionId(0x999);
+    let cases = [
+        (LOCAL, elsewhere, 0, OpCode::Create),
+        (LOCAL, elsewhere, EPHEMERAL, OpCode::Error),
+        (LOCAL, here, 0, OpCode::Error),
+        ("", elsewhere, 0, OpCode::Error),
+    ];
+    for (config, session, flags, expect) in cases {
+        let mut member = leading(config);
+        let before = member.core.published_tree().zxid();
+        let body = create("/a", flags);
+        let request = ForwardedRequest::encode(session, 1, OpCode::Create.code(), &body, &[]);
+        let request = ForwardedRequest::decode(&request).expect("it was made here");
+        let forwarded = &mut member.core.traffic.forwarded;
+        forwarded.push_back((LinkId(1), request));
+        member.core.take_forwarded();
+        member.turn();
+        let case = (config, session, flags);
+        assert_eq!(
+            logged_since(&member, before),
+            [(session, expect)],
+            "{case:?}"
+        );
+    }
+}
+
+#[test]
+fn the_leader_is_not_told_of_local_sessions() {
+    let mut member = Member::new(&format!("{THREE}{LOCAL}"));
+    let from = member.client();
+    let sessions = &mut member.core.sessions;
+    sessions.insert_local(SessionId(5), 4_000, from, 10);
+    let told = |member: &mut Member| match member.core.touches() {
+        Rider::Touches(bytes) => bytes.len(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(told(&mut member), 0);
+    member.core.sessions.upgrade(SessionId(5));
+    assert_eq!(told(&mut member), 12);
 }

@@ -40,6 +40,10 @@ impl<D: Disk> Core<D> {
     }
 
     fn new_session(&mut self, to: ClientKey, timeout_ms: i32) {
+        if self.settings.local_sessions() {
+            self.new_local_session(to, timeout_ms);
+            return;
+        }
         let (id, now_ms) = (self.sessions.next_id(), self.now.monotonic_ms());
         let holder = Holder::Client(to);
         let session = self.sessions.insert(id, timeout_ms, holder, now_ms);
@@ -65,6 +69,11 @@ impl<D: Disk> Core<D> {
             keep_before,
             ..
         } = write;
+        if let Some(Ok(timeout_ms)) = self.upgrade_for(session, op, &write.body) {
+            self.own(session, Answer::Nobody, |head, zxid, context, _| {
+                execute_create_session(head, zxid, timeout_ms, context)
+            });
+        }
         self.make_room(write.body.len());
         let from = Holder::Client(to);
         let (state, last_batch) = self.sessions.note_write(session, from, self.batches);
@@ -76,6 +85,10 @@ impl<D: Disk> Core<D> {
         // answered.
         let refused = match op {
             OpCode::Sync => Some(Ok(WriteReply::Empty)),
+            OpCode::CloseSession if state == SessionState::Local => {
+                self.sessions.close(session);
+                Some(Ok(WriteReply::Empty))
+            }
             _ => self.admit(write).err().map(Err),
         };
         if op == OpCode::Sync && !self.alone {
@@ -272,7 +285,12 @@ impl<D: Disk> Core<D> {
             });
             return;
         }
-        let (state, _) = self.sessions.note_write(session, holder, self.batches);
+        let state = match self.sessions.note_write(session, holder, self.batches) {
+            (SessionState::Closing, _) if self.may_be_local_elsewhere(session) => {
+                SessionState::LocalElsewhere
+            }
+            (state, _) => state,
+        };
         let identities: Vec<Id> = request
             .auth
             .iter()
@@ -316,7 +334,11 @@ impl<D: Disk> Core<D> {
             timeout_ms,
         } = question;
         let (now_ms, holder) = (self.now.monotonic_ms(), Holder::Learner(link));
-        let reattached = self.sessions.reattach(session, timeout_ms, holder, now_ms);
+        // ZK: checkIfValidGlobalSession. A local session cannot leave its server.
+        let reattached = match self.sessions.is_local(session) {
+            true => None,
+            false => self.sessions.reattach(session, timeout_ms, holder, now_ms),
+        };
         let is_valid = reattached.is_some();
         if let Some((_, Holder::Client(client))) = reattached {
             // It has left this server for another one.

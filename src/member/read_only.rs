@@ -8,12 +8,12 @@
 //! - The sessions are local ones, known to nobody else, and end with the standing.
 
 use ringkeeper_proto::reply::WriteReply;
-use ringkeeper_proto::{OpCode, SessionId, ZkError};
+use ringkeeper_proto::{OpCode, ZkError};
 use ringkeeper_storage::Disk;
 
 use crate::core::Core;
-use crate::messages::{ClientMessage, ClientNotice, WriteMessage};
-use crate::publication::{Answer, ClientKey};
+use crate::messages::{ClientMessage, WriteMessage};
+use crate::publication::Answer;
 use crate::sessions::Holder;
 use crate::standing::Standing;
 
@@ -75,29 +75,5 @@ impl<D: Disk> Core<D> {
         let answer = Answer::Write { to, xid, outcome };
         let before = write.keep_before.then(|| Box::new(self.published.clone()));
         self.step(self.published.zxid(), before, answer);
-    }
-
-    /// Opens a session that nobody else is to know of.
-    pub(crate) fn new_local_session(&mut self, to: ClientKey, timeout_ms: i32) {
-        let (id, now_ms) = (self.sessions.next_id(), self.now.monotonic_ms());
-        let holder = Holder::Client(to);
-        let session = self.sessions.insert_local(id, timeout_ms, holder, now_ms);
-        self.notices.push(ClientNotice::Attach { to, session });
-    }
-
-    /// Closes the local sessions that have expired.
-    pub(crate) fn expire_local_sessions(&mut self) {
-        for session in self.sessions.expired_local(self.now.monotonic_ms()) {
-            tracing::info!(%session, "local session expired");
-            self.stats.sessions_expired += 1;
-            self.close_local_session(session);
-        }
-    }
-
-    fn close_local_session(&mut self, session: SessionId) {
-        let closed = self.sessions.close(session);
-        if let Some(client) = closed.and_then(|closed| closed.holder.client()) {
-            self.notices.push(ClientNotice::Drop { client });
-        }
     }
 }

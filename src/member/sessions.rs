@@ -103,8 +103,7 @@ impl Sessions {
         self.clear();
         for (session, timeout_ms) in all {
             self.insert(session, timeout_ms, Holder::Nobody, now_ms);
-            let same_server = session.0 >> SERVER_SHIFT == self.next_id.0 >> SERVER_SHIFT;
-            if same_server && session.0 >= self.next_id.0 {
+            if self.is_numbered_here(session) && session.0 >= self.next_id.0 {
                 self.next_id = SessionId(session.0.wrapping_add(1));
             }
         }
@@ -133,9 +132,10 @@ impl Sessions {
         &mut self,
         session: SessionId,
         timeout_ms: i32,
-        holder: Holder,
+        client: ClientKey,
         now_ms: u64,
     ) -> Attached {
+        let holder = Holder::Client(client);
         self.insert_scoped(session, timeout_ms, (holder, Scope::Local), now_ms)
     }
 
@@ -193,6 +193,30 @@ impl Sessions {
         Some((attached, before))
     }
 
+    /// Whether a session is a local one of this server.
+    pub(crate) fn is_local(&self, session: SessionId) -> bool {
+        let entry = self.sessions.get(&session);
+        entry.is_some_and(|entry| entry.scope == Scope::Local)
+    }
+
+    /// Whether this server gave a session its number.
+    pub(crate) const fn is_numbered_here(&self, session: SessionId) -> bool {
+        session.0 >> SERVER_SHIFT == self.next_id.0 >> SERVER_SHIFT
+    }
+
+    /// Makes a local session one that is to be known to all, and answers with its time-out in milliseconds.
+    pub(crate) fn upgrade(&mut self, session: SessionId) -> Option<i32> {
+        let entry = self.sessions.get_mut(&session)?;
+        if entry.scope == Scope::Global {
+            return None;
+        }
+        entry.scope = Scope::Global;
+        let (last_ms, timeout_ms) = (entry.touch.last_ms(), entry.timeout_ms);
+        self.local_expiry.remove(session);
+        self.expiry.schedule(session, last_ms, duration(timeout_ms));
+        Some(timeout_ms)
+    }
+
     /// The connection `from` has ended; its session lives on without one. False if it had none.
     pub(crate) fn detach(&mut self, session: SessionId, from: ClientKey) -> bool {
         let entry = self.sessions.get_mut(&session);
@@ -210,11 +234,14 @@ impl Sessions {
         }
     }
 
-    /// The sessions of this server's clients that were heard of since `since_ms`, and their time-outs.
+    /// The sessions of this server's clients, without the local ones, that were heard of since `since_ms`, and their
+    /// time-outs.
     pub(crate) fn touched_since(&self, since_ms: u64) -> impl Iterator<Item = (SessionId, i32)> {
         let sessions = self.sessions.iter();
         sessions
-            .filter(move |(_, entry)| entry.touch.last_ms() >= since_ms)
+            .filter(move |(_, entry)| {
+                entry.scope == Scope::Global && entry.touch.last_ms() >= since_ms
+            })
             .map(|(session, entry)| (*session, entry.timeout_ms))
     }
 
@@ -244,13 +271,17 @@ impl Sessions {
         };
         // ZK: SessionTrackerImpl.checkSession. Within a server a session that has moved is told by the
         // end of its old connection.
+        let lives = match entry.scope {
+            Scope::Global => SessionState::Live,
+            Scope::Local => SessionState::Local,
+        };
         let state = match (entry.holder, from) {
             (Holder::Nobody, from) => {
                 entry.holder = from;
-                SessionState::Live
+                lives
             }
-            (Holder::Client(_) | Holder::Left, Holder::Client(_)) => SessionState::Live,
-            (holder, from) if holder == from => SessionState::Live,
+            (Holder::Client(_) | Holder::Left, Holder::Client(_)) => lives,
+            (holder, from) if holder == from => lives,
             _ => SessionState::Moved,
         };
         (state, Some(mem::replace(&mut entry.last_batch, batch)))
@@ -291,16 +322,25 @@ impl Sessions {
     /// The sessions by the time they are due, which is in so many milliseconds from `now_ms`: for the
     /// four-letter word `dump`.
     pub(crate) fn by_deadline(&self, now_ms: u64) -> Vec<(i64, Vec<SessionId>)> {
-        self.expiry
-            .buckets()
-            .map(|(due_ms, sessions)| {
-                (
-                    due_ms.cast_signed() - now_ms.cast_signed(),
-                    sessions.collect(),
-                )
-            })
-            .collect()
+        by_deadline(&self.expiry, now_ms)
     }
+
+    /// The same of the local sessions.
+    pub(crate) fn local_by_deadline(&self, now_ms: u64) -> Vec<(i64, Vec<SessionId>)> {
+        by_deadline(&self.local_expiry, now_ms)
+    }
+}
+
+fn by_deadline(queue: &ExpiryQueue, now_ms: u64) -> Vec<(i64, Vec<SessionId>)> {
+    queue
+        .buckets()
+        .map(|(due_ms, sessions)| {
+            (
+                due_ms.cast_signed() - now_ms.cast_signed(),
+                sessions.collect(),
+            )
+        })
+        .collect()
 }
 
 fn expired_of(

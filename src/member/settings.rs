@@ -60,6 +60,12 @@ impl Settings {
         peers.is_some_and(|peers| peers.local_sessions)
     }
 
+    /// Whether one that needs more becomes known to all (`localSessionsUpgradingEnabled`).
+    pub fn upgrades_local_sessions(&self) -> bool {
+        let peers = self.config.peers.as_ref();
+        peers.is_some_and(|peers| peers.local_sessions_upgrading)
+    }
+
     /// How long an election lasts before reads are served without a leader, in milliseconds; `None`: never.
     pub fn read_only_after_ms(&self) -> Option<u64> {
         let peers = self.config.peers.as_ref()?;

@@ -11,6 +11,8 @@ use crate::clock;
 #[derive(Debug)]
 pub(crate) struct ConnectionThrottle {
     config: ConnectionThrottleConfig,
+    /// Tokens that a new session costs.
+    new_weight: i64,
     tokens_max: i64,
     fill_count: i64,
     state: Mutex<State>,
@@ -26,8 +28,12 @@ struct State {
 }
 
 impl ConnectionThrottle {
-    /// A full bucket; `None` when the throttle is off.
-    pub(crate) fn new(config: &ConnectionThrottleConfig) -> Option<Self> {
+    /// A full bucket; `None` when the throttle is off. New sessions are `local` ones or not.
+    pub(crate) fn new(config: &ConnectionThrottleConfig, local: bool) -> Option<Self> {
+        let new_weight = match local {
+            true => config.local_weight,
+            false => config.global_weight,
+        };
         let weight = if config.weighted {
             i64::from(config.global_weight)
         } else {
@@ -37,6 +43,7 @@ impl ConnectionThrottle {
         let now_ms = clock::monotonic_ms();
         Some(Self {
             config: config.clone(),
+            new_weight: new_weight.into(),
             tokens_max,
             fill_count: i64::from(config.fill_count) * weight,
             state: Mutex::new(State {
@@ -52,7 +59,7 @@ impl ConnectionThrottle {
     pub(crate) fn take(&self, is_new: bool) -> bool {
         let needed = match (self.config.weighted, is_new) {
             (false, _) => 1,
-            (true, true) => i64::from(self.config.global_weight),
+            (true, true) => self.new_weight,
             (true, false) => i64::from(self.config.renew_weight),
         };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

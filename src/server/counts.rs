@@ -53,7 +53,10 @@ impl SharedCounts {
             first_shard_few: settings.config.placement.clients_beside_core as usize,
             per_address_max: settings.config.clients.per_address_max.unwrap_or(0) as usize,
             total_max: settings.config.clients.total_max.unwrap_or(0) as usize,
-            throttle: ConnectionThrottle::new(&settings.config.connection_throttle),
+            throttle: ConnectionThrottle::new(
+                &settings.config.connection_throttle,
+                settings.local_sessions(),
+            ),
             large_bytes: AtomicUsize::new(0),
             large_min: limits
                 .large_request_bytes_min

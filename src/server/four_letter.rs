@@ -3,6 +3,7 @@
 //! ZK: org.apache.zookeeper.server.command. The shapes of the outputs are Apache's, because scripts
 //! and monitoring agents parse them. A value that is not measured is left out, never made up.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -225,19 +226,15 @@ fn connection_line(connection: &ConnectionReport, brief: bool) -> String {
 
 fn dump(report: &Report) -> String {
     let core = &report.core;
-    let mut text = format!(
-        "SessionTracker dump:\nSession Sets ({})/({}):\n",
-        core.due.len(),
-        core.due
-            .iter()
-            .map(|(_, sessions)| sessions.len())
-            .sum::<usize>()
-    );
-    for (in_ms, sessions) in &core.due {
-        _ = writeln!(text, "{} expire at {}:", sessions.len(), date_in(*in_ms));
-        sessions
-            .iter()
-            .for_each(|session| _ = writeln!(text, "\t{session}"));
+    let mut text = "SessionTracker dump:\n".to_owned();
+    if let Some(due) = &core.local_due {
+        put_session_sets("Local Session", due, &mut text);
+    }
+    // ZK: a learner knows of the sessions, and not when they expire.
+    match (core.standing.proposes(), report.tree()) {
+        (false, Some(tree)) => put_sessions(tree, &mut text),
+        _ if core.local_due.is_some() => put_session_sets("Global Session", &core.due, &mut text),
+        _ => put_session_sets("Session", &core.due, &mut text),
     }
     text.push_str("ephemeral nodes dump:\n");
     if let Some(tree) = report.tree() {
@@ -262,6 +259,25 @@ fn dump(report: &Report) -> String {
         );
     }
     text
+}
+
+fn put_session_sets(kind: &str, due: &[(i64, Vec<SessionId>)], text: &mut String) {
+    let count: usize = due.iter().map(|(_, sessions)| sessions.len()).sum();
+    _ = writeln!(text, "{kind} Sets ({})/({count}):", due.len());
+    for (in_ms, sessions) in due {
+        _ = writeln!(text, "{} expire at {}:", sessions.len(), date_in(*in_ms));
+        sessions
+            .iter()
+            .for_each(|session| _ = writeln!(text, "\t{session}"));
+    }
+}
+
+fn put_sessions(tree: &Tree, text: &mut String) {
+    let sessions: BTreeMap<_, _> = tree.sessions().collect();
+    _ = writeln!(text, "Global Sessions({}):", sessions.len());
+    for (session, timeout_ms) in sessions {
+        _ = writeln!(text, "{session}\t{timeout_ms}ms");
+    }
 }
 
 fn hash(report: &Report) -> String {

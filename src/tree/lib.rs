@@ -31,7 +31,7 @@ pub use acl_table::AclHandle;
 pub use apply::{Applied, Event};
 pub use execute::Executed;
 pub use node::{CONTAINER_OWNER, Node, NodeKind, TTL_MS_MAX};
-pub use prepare::{Context, SessionState, Undecodable, check_session};
+pub use prepare::{Context, SessionState, Undecodable, check_session, wants_ephemeral};
 pub use quota::{Quota, StatsTrack};
 pub use quota_check::{QuotaKind, QuotaWarning};
 pub use settings::Settings;

@@ -26,6 +26,8 @@ pub enum SessionState {
     Live,
     /// It lives here and nobody else knows of it, so it can own nothing.
     Local,
+    /// Another server is taken at its word that it lives there, and it can own nothing either.
+    LocalElsewhere,
     /// It is being closed, or has expired.
     Closing,
     /// There is no such session.
@@ -234,6 +236,20 @@ pub(crate) fn check_txn_len(txn: &Txn<'_>, settings: &Settings) -> Result<(), Zk
         Err(ZkError::BadArguments)
     } else {
         Ok(())
+    }
+}
+
+/// Whether a request makes an ephemeral, so that its session must be known to all servers.
+///
+/// ZK: `QuorumZooKeeperServer.checkUpgradeSession`.
+pub fn wants_ephemeral(request: &Request<'_>) -> bool {
+    match request {
+        Request::Create {
+            op: OpCode::Create | OpCode::Create2,
+            create,
+        } => CreateMode::from_flags(create.flags).is_ok_and(|mode| mode.ephemeral),
+        Request::Multi(ops) => ops.iter().any(wants_ephemeral),
+        _ => false,
     }
 }
 
@@ -453,7 +469,7 @@ fn prepare_check<'a>(
 /// Why it may not.
 pub const fn check_session(context: &Context<'_>) -> Result<(), ZkError> {
     match context.session_state {
-        SessionState::Live | SessionState::Local => Ok(()),
+        SessionState::Live | SessionState::Local | SessionState::LocalElsewhere => Ok(()),
         SessionState::Closing => Err(ZkError::SessionExpired),
         SessionState::Unknown => Err(ZkError::UnknownSession),
         SessionState::Moved => Err(ZkError::SessionMoved),
@@ -464,7 +480,9 @@ pub const fn check_session(context: &Context<'_>) -> Result<(), ZkError> {
 const fn check_create_session(mode: &CreateMode, context: &Context<'_>) -> Result<(), ZkError> {
     match context.session_state {
         SessionState::Local if mode.ephemeral => Err(ZkError::EphemeralOnLocalSession),
-        SessionState::Unknown if mode.ephemeral => Err(ZkError::SessionExpired),
+        SessionState::Unknown | SessionState::LocalElsewhere if mode.ephemeral => {
+            Err(ZkError::SessionExpired)
+        }
         _ => check_session(context),
     }
 }

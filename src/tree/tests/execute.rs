@@ -135,6 +135,12 @@ fn the_state_of_the_session_decides_first() {
             EPHEMERAL,
             Err(ZkError::EphemeralOnLocalSession),
         ),
+        (SessionState::LocalElsewhere, 0, Ok(())),
+        (
+            SessionState::LocalElsewhere,
+            EPHEMERAL,
+            Err(ZkError::SessionExpired),
+        ),
         (SessionState::Closing, 0, Err(ZkError::SessionExpired)),
         (
             SessionState::Closing,
