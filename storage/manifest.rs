@@ -11,7 +11,8 @@
 //!  48 first segment                56 sequence before           64 checksum before   68 zeros
 //!  72 incarnation before           80 zxid before
 //!  88 sequence at the clean end        96 checksum there       100 1 if the log was closed in order
-//! 104 snapshots: 64 x (zxid, bytes, digest)
+//! 104 snapshots: 63 x (zxid, bytes, digest)
+//! 1616 durable sequence          1624 doubted zxid    1632 zeros
 //! ```
 //!
 //! All numbers are big-endian. The checksum is CRC32C over everything behind it in the block.
@@ -46,7 +47,7 @@ const MAGIC: u32 = 0x524B_4D46;
 pub(crate) const FORMAT: u16 = 1;
 const CHECKSUM_FROM: usize = 8;
 /// The most snapshots that can be listed.
-pub const SNAPSHOTS_MAX: usize = 64;
+pub const SNAPSHOTS_MAX: usize = 63;
 pub(crate) const NAMES: [&str; 2] = ["manifest-a", "manifest-b"];
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -82,9 +83,12 @@ struct RawManifest {
     clean_checksum: U32,
     is_clean: U32,
     snapshots: [RawSnapshot; SNAPSHOTS_MAX],
+    durable_sequence: U64,
+    doubted_through: U64,
+    reserved_at_end: U64,
 }
 
-const _: () = assert!(size_of::<RawManifest>() == 104 + SNAPSHOTS_MAX * 24);
+const _: () = assert!(size_of::<RawManifest>() == 104 + SNAPSHOTS_MAX * 24 + 24);
 const _: () = assert!(size_of::<RawManifest>() <= BLOCK_BYTES);
 
 /// How far the making of a store has come.
@@ -129,6 +133,10 @@ pub(crate) struct Contents {
     pub(crate) current_epoch: Epoch,
     /// As the caller says; see [`crate::Store::save_epochs`].
     pub(crate) is_member: bool,
+    /// See [`crate::EpochState::doubted_through`].
+    pub(crate) doubted_through: Option<Zxid>,
+    /// The last batch that was durable when epochs were saved last: what a member has said since rests on it.
+    pub(crate) durable_sequence: u64,
     pub(crate) log_start: LogStart,
     /// Where the log ended, if it was closed in order and not opened since.
     pub(crate) clean_end: Option<CleanEnd>,
@@ -146,6 +154,8 @@ impl Contents {
             accepted_epoch: Epoch(0),
             current_epoch: Epoch(0),
             is_member: false,
+            doubted_through: None,
+            durable_sequence: 0,
             log_start: LogStart {
                 segment: 1,
                 before: Chain::default(),
@@ -164,6 +174,9 @@ impl Contents {
             Phase::Made => 2,
         };
         raw.is_member = self.is_member.into();
+        // A doubt lies above a zxid, so it is never zero.
+        raw.doubted_through = U64::new(self.doubted_through.map_or(0, |zxid| zxid.0));
+        raw.durable_sequence = U64::new(self.durable_sequence);
         raw.generation = U64::new(self.generation);
         raw.store = U64::new(self.store);
         raw.starts = U64::new(self.starts);
@@ -216,6 +229,8 @@ impl Contents {
             accepted_epoch: Epoch(raw.accepted_epoch.get()),
             current_epoch: Epoch(raw.current_epoch.get()),
             is_member: raw.is_member == 1,
+            doubted_through: Some(Zxid(raw.doubted_through.get())).filter(|zxid| zxid.0 > 0),
+            durable_sequence: raw.durable_sequence.get(),
             log_start: LogStart {
                 segment: raw.first_segment.get(),
                 before: Chain {
@@ -421,6 +436,8 @@ mod tests {
             accepted_epoch: Epoch(5),
             current_epoch: Epoch(4),
             is_member: true,
+            doubted_through: Some(Zxid(u64::MAX)),
+            durable_sequence: 76,
             log_start: LogStart {
                 segment: 9,
                 before: Chain {

@@ -227,6 +227,11 @@ pub struct ManifestInfo {
     pub zxid_before: Zxid,
     /// Sequence and header checksum of the last batch, if the log was closed in order and not opened since.
     pub clean_end: Option<(u64, u32)>,
+    /// The last batch that was durable when epochs were saved last.
+    pub durable_sequence: u64,
+    /// Through where a torn write may have taken acknowledged transactions, if no leader has settled it yet;
+    /// `Zxid(u64::MAX)` where that is not known.
+    pub doubted_through: Option<Zxid>,
     /// The verified snapshots, in ascending order of zxid.
     pub snapshots: Vec<SnapshotInfo>,
 }
@@ -267,6 +272,8 @@ impl From<Contents> for ManifestInfo {
             checksum_before: start.before.checksum,
             zxid_before: start.before.last_zxid,
             clean_end: contents.clean_end.map(|end| (end.sequence, end.checksum)),
+            durable_sequence: contents.durable_sequence,
+            doubted_through: contents.doubted_through,
             snapshots: contents.snapshots,
         }
     }

@@ -63,8 +63,8 @@ pub enum Decision {
     Keep,
     /// The log ends here; nothing was being written.
     End,
-    /// The log ends here; a write was under way. Standalone cuts; a member of an ensemble may have
-    /// acknowledged what was cut, and must not vote before a leader has settled it.
+    /// The log ends here; a write was under way. It is cut; a member of an ensemble may have acknowledged it, and
+    /// keeps in mind how far ([`crate::EpochState::doubted_through`]).
     Torn,
     /// Acknowledged history is damaged or missing: report, never cut.
     Rot(DamageKind),
@@ -183,6 +183,8 @@ pub(crate) struct Ending {
     pub(crate) offset: u64,
     /// The first zxid that is whole again behind a damaged place.
     pub(crate) resumes_at: Option<Zxid>,
+    /// Behind a torn place: the last zxid that was being written, where the headers there tell.
+    pub(crate) torn_through: Option<Zxid>,
 }
 
 /// Reads segments in order, batch by batch.
@@ -192,6 +194,8 @@ pub(crate) struct Walk<D: Disk> {
     chain: Chain,
     index: usize,
     offset: u64,
+    /// Batches up to this were durable, whatever the log itself attests.
+    known_durable: u64,
     /// The batch that the walk is at, and its offset in the present segment.
     current: Option<(u64, BatchHeader)>,
     window: Option<Window<D>>,
@@ -214,9 +218,15 @@ impl<D: Disk> Walk<D> {
             chain,
             index: 0,
             offset: FIRST_BATCH,
+            known_durable: 0,
             current: None,
             window: None,
         }
+    }
+
+    /// Notes what the manifest attests.
+    pub(crate) fn attest(&mut self, durable_sequence: u64) {
+        self.known_durable = durable_sequence;
     }
 
     /// The last good batch.
@@ -291,17 +301,61 @@ impl<D: Disk> Walk<D> {
                 index,
                 offset,
                 resumes_at: None,
+                torn_through: None,
             });
         }
         let (attested, resumes_at) = self.attestation(index, offset).await?;
-        let attested = attested || closed.is_some_and(|end| end.sequence > here.sequence);
+        let known_durable = closed.map_or(0, |end| end.sequence);
+        let attested = attested || known_durable.max(self.known_durable) > here.sequence;
         let place = self.place(index, offset, attested).await?;
+        let decision = decide(place);
+        let torn_through = match decision {
+            Decision::Torn => self.torn_through(index, offset).await?,
+            _ => None,
+        };
         Ok(Ending {
-            decision: decide(place),
+            decision,
             index,
             offset,
             resumes_at,
+            torn_through,
         })
+    }
+
+    /// The last zxid that the headers behind a torn place name. `None` when what stands behind the last of them, or in
+    /// place of any, is no header: then nothing tells how much there was.
+    async fn torn_through(
+        &mut self,
+        index: usize,
+        offset: u64,
+    ) -> Result<Option<Zxid>, StorageError> {
+        let chain = self.chain;
+        let (mut through, mut end) = (chain.last_zxid, (index, offset));
+        for index in index..self.segments.len() {
+            let mut at = if index == self.index {
+                offset
+            } else {
+                FIRST_BATCH
+            };
+            while at < self.bytes_of(index) {
+                if let Some(header) = self.header_at(index, at).await?
+                    && header.sequence > chain.sequence
+                    && header.incarnation >= self.incarnation_at(index)
+                {
+                    through = through.max(header.last_zxid);
+                    end = (index, at + header.stored_bytes() as u64);
+                }
+                at += BLOCK_BYTES as u64;
+            }
+        }
+        for (index, at) in [end, (end.0 + 1, FIRST_BATCH)] {
+            if at < self.bytes_of(index)
+                && self.place(index, at, false).await?.header == HeaderState::Ours
+            {
+                return Ok(None);
+            }
+        }
+        Ok(Some(through))
     }
 
     /// The damage that a [`Decision::Rot`] at `ending` means.

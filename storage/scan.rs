@@ -79,6 +79,7 @@ pub(crate) async fn scan_log<D: Disk>(
         segments.iter().skip(first).cloned().collect(),
         before,
     );
+    walk.attest(contents.durable_sequence);
     let mut voids = Vec::new();
     let mut bytes_read = 0;
     let mut committed = before.committed;
@@ -256,7 +257,8 @@ fn judge<D: Disk>(walk: &Walk<D>, ending: &Ending) -> Tail {
                 .segment(ending.index)
                 .map(|meta| meta.path.display().to_string());
             tracing::warn!(file, offset = ending.offset, %after, "cut an unfinished write off the log");
-            Tail::Torn { after }
+            let through = ending.torn_through;
+            Tail::Torn { after, through }
         }
         // Rot has been dealt with before.
         Decision::End | Decision::Keep | Decision::Rot(_) => Tail::Clean,

@@ -99,7 +99,12 @@ pub(crate) struct Sim {
     locks: BTreeSet<PathBuf>,
     last_urgency: Option<Urgency>,
     tasks: Vec<Task>,
+    /// The last finished writes, by file and offset.
+    last_writes: VecDeque<(u64, usize)>,
 }
+
+/// How many finished writes are remembered.
+const LAST_WRITES: usize = 8;
 
 #[derive(Clone, Default)]
 pub(crate) struct Inode {
@@ -214,6 +219,7 @@ impl SimDisk {
             locks: BTreeSet::new(),
             last_urgency: None,
             tasks: Vec::new(),
+            last_writes: VecDeque::new(),
         })))
     }
 
@@ -278,6 +284,18 @@ impl SimDisk {
         let sim = self.0.borrow();
         let inode = sim.live_names.get(path)?;
         Some(sim.inodes.get(inode)?.live.to_vec())
+    }
+
+    /// File and offset of the last write that finished in a file whose name begins so.
+    pub fn last_write(&self, name: &str) -> Option<(PathBuf, usize)> {
+        let sim = self.0.borrow();
+        let is_named = |path: &Path| path.file_name()?.to_str()?.starts_with(name).then_some(());
+        let mut writes = sim.last_writes.iter().rev();
+        writes.find_map(|(inode, offset)| {
+            let mut names = sim.live_names.iter();
+            let (path, _) = names.find(|(path, of)| *of == inode && is_named(path).is_some())?;
+            Some((path.clone(), *offset))
+        })
     }
 
     /// Changes a file's bytes behind everybody's back.
@@ -577,6 +595,10 @@ impl Sim {
                 bytes,
             } => {
                 let fault = self.fault(Operation::Write);
+                self.last_writes.push_back((inode, offset));
+                if self.last_writes.len() > LAST_WRITES {
+                    self.last_writes.pop_front();
+                }
                 let Some(inode) = self.inodes.get_mut(&inode) else {
                     return Ok(());
                 };

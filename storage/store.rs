@@ -137,7 +137,21 @@ pub enum Tail {
     Torn {
         /// The last whole zxid.
         after: Zxid,
+        /// The last zxid of what was cut, where that can still be read.
+        through: Option<Zxid>,
     },
+}
+
+impl Tail {
+    /// Through where transactions may have been acknowledged that the log has lost. `Zxid(u64::MAX)`: nobody knows.
+    fn doubted_through(self) -> Option<Zxid> {
+        match self {
+            Self::Clean => None,
+            Self::Torn { after, through } => {
+                Some(through.unwrap_or(Zxid(u64::MAX))).filter(|through| *through > after)
+            }
+        }
+    }
 }
 
 /// What a member of an ensemble keeps beside its log. It is saved as a whole.
@@ -149,6 +163,10 @@ pub struct EpochState {
     pub current: Epoch,
     /// Whether it has taken over any leader's history since its directories were made.
     pub is_member: bool,
+    /// Through where it may have acknowledged transactions that a torn write took from its log; `Zxid(u64::MAX)`
+    /// where that is not known. Set by [`Store::open_as_member`], and kept over any number of starts until
+    /// the caller saves that a leader has settled it.
+    pub doubted_through: Option<Zxid>,
 }
 
 /// What was found in the directories.
@@ -166,6 +184,8 @@ pub struct Recovered {
     pub current_epoch: Epoch,
     /// Whether it has taken over a leader's history, see [`EpochState::is_member`].
     pub is_member: bool,
+    /// See [`EpochState::doubted_through`].
+    pub doubted_through: Option<Zxid>,
     /// The last zxid known committed; what the log holds above it is for Zab to settle.
     pub committed: Zxid,
     /// The log's last zxid.
@@ -267,11 +287,16 @@ impl<D: Disk> Store<D> {
         let contents = manifest.contents();
         let found = scan_log(&disk, &log, &options, contents, newest, on_damage).await?;
         let is_damaged = found.holdings.damage.is_some();
+        let doubted_through = found.tail.doubted_through();
         // The incarnations of this run are above those of all runs before, and a clean end counts once:
         // both durably before the log is written again, and not before it has been judged.
         manifest
             .update(|contents| {
                 contents.starts += 1;
+                // Before what is in doubt is cut: the next start finds a log that just ends.
+                if on_damage == OnDamage::Survey && contents.is_member {
+                    contents.doubted_through = contents.doubted_through.max(doubted_through);
+                }
                 // A damaged log is not written, and where it ended is still to be known.
                 if !is_damaged {
                     contents.clean_end = None;
@@ -285,6 +310,7 @@ impl<D: Disk> Store<D> {
             accepted_epoch: manifest.contents().accepted_epoch,
             current_epoch: manifest.contents().current_epoch,
             is_member: manifest.contents().is_member,
+            doubted_through: manifest.contents().doubted_through,
             committed: found.resume.committed,
             last_zxid: found.resume.chain.last_zxid,
             tail,
@@ -320,25 +346,25 @@ impl<D: Disk> Store<D> {
         })
     }
 
-    /// Saves the epochs durably, and leaves [`EpochState::is_member`] as it is. The caller keeps Zab's order:
+    /// Saves the epochs durably, and leaves the rest of [`EpochState`] as it is. The caller keeps Zab's order:
     /// history first, then the epoch, then the ACK.
     pub async fn save_epochs(&self, accepted: Epoch, current: Epoch) -> Result<(), StorageError> {
         let mut manifest = self.inner.manifest.lock().await;
-        let is_member = manifest.contents().is_member;
-        save(
-            &mut manifest,
-            EpochState {
-                accepted,
-                current,
-                is_member,
-            },
-        )
-        .await
+        let contents = manifest.contents();
+        let epochs = EpochState {
+            accepted,
+            current,
+            is_member: contents.is_member,
+            doubted_through: contents.doubted_through,
+        };
+        save(&mut manifest, self.inner.log.durable_sequence(), epochs).await
     }
 
     /// Saves the whole of it durably, in the same order.
     pub async fn save_epoch_state(&self, epochs: EpochState) -> Result<(), StorageError> {
-        save(&mut *self.inner.manifest.lock().await, epochs).await
+        let durable_sequence = self.inner.log.durable_sequence();
+        let mut manifest = self.inner.manifest.lock().await;
+        save(&mut manifest, durable_sequence, epochs).await
     }
 
     /// Puts a snapshot in the place of all history: what a leader sent to a learner whose log it cannot continue.
@@ -513,7 +539,11 @@ impl<D: Disk> fmt::Debug for Opened<D> {
     }
 }
 
-async fn save<D: Disk>(manifest: &mut Manifest<D>, epochs: EpochState) -> Result<(), StorageError> {
+async fn save<D: Disk>(
+    manifest: &mut Manifest<D>,
+    durable_sequence: u64,
+    epochs: EpochState,
+) -> Result<(), StorageError> {
     assert!(
         epochs.current <= epochs.accepted,
         "an epoch is accepted before it is current"
@@ -523,6 +553,8 @@ async fn save<D: Disk>(manifest: &mut Manifest<D>, epochs: EpochState) -> Result
             contents.accepted_epoch = epochs.accepted;
             contents.current_epoch = epochs.current;
             contents.is_member = epochs.is_member;
+            contents.doubted_through = epochs.doubted_through;
+            contents.durable_sequence = contents.durable_sequence.max(durable_sequence);
         })
         .await
 }

@@ -937,6 +937,11 @@ impl<D: Disk> Shared<D> {
         }
     }
 
+    /// Every batch up to this is durable.
+    pub(crate) fn durable_sequence(&self) -> u64 {
+        self.state.borrow().durable_sequence
+    }
+
     /// Resolves once every batch up to `sequence` is durable.
     async fn durable(&self, sequence: u64) -> Result<Zxid, StorageError> {
         poll_fn(|context| {

@@ -61,10 +61,12 @@ pub fn encode(packet: &Packet, peer: Peer, out: &mut BytesMut) {
             current_epoch,
             last_logged,
             snapshot,
+            doubted,
         } => {
             let ack = EpochAck {
                 current_epoch: current_epoch.map_or(-1, |epoch| epoch.0.cast_signed()),
                 snapshot: *snapshot,
+                doubted: *doubted,
             };
             let zxid = last_logged.unwrap_or(NO_ZXID);
             put(PacketKind::AckEpoch, zxid, Some(&ack.encode()));
@@ -160,6 +162,7 @@ pub fn decode(bytes: &Bytes, nameless: ServerId) -> Result<Option<Packet>, Decod
                 current_epoch: current_epoch(ack.current_epoch)?,
                 last_logged: (zxid != NO_ZXID).then_some(zxid),
                 snapshot: ack.snapshot,
+                doubted: ack.doubted,
             }
         }
         PacketKind::Diff => Message::Diff { zxid },
@@ -277,6 +280,13 @@ mod tests {
             current_epoch,
             last_logged,
             snapshot,
+            doubted: None,
+        };
+        let doubtful = Message::AckEpoch {
+            current_epoch: Some(epoch),
+            last_logged: Some(zxid),
+            snapshot: true,
+            doubted: Some(Zxid(u64::MAX)),
         };
         let request = ForwardedRequest::encode(SessionId(1), 2, 1, b"create", &[]);
         let to_leader = [
@@ -285,6 +295,7 @@ mod tests {
             ack(Some(epoch), Some(zxid), false),
             ack(None, Some(zxid), false),
             ack(None, None, true),
+            doubtful,
             Message::Ack { zxid },
             Message::Ping { round: 5 },
             Message::Request(request),

@@ -480,6 +480,7 @@ impl<D: Disk> Core<D> {
                 accepted: epochs.accepted,
                 current: epochs.current,
                 is_member: epochs.member,
+                doubted_through: epochs.doubted,
             };
             store.save_epoch_state(state).await?;
             Ok(Done::EpochsSaved(epochs))

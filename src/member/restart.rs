@@ -52,6 +52,7 @@ pub fn zab_of_member(
             accepted: recovered.accepted_epoch,
             current: recovered.current_epoch,
             member: recovered.is_member,
+            doubted: recovered.doubted_through,
         },
         committed: recovered.committed.max(data.base),
         history,

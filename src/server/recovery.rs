@@ -64,6 +64,14 @@ pub(crate) async fn open(settings: &Settings) -> anyhow::Result<(Opened<DmaDisk>
         tracing::error!(%damage, "acknowledged history is damaged: this member votes for nobody before a leader \
             has sent it a snapshot");
     }
+    if let Some(through) = opened.recovered.doubted_through {
+        let through = match through {
+            Zxid(u64::MAX) => "an unknown end".to_owned(),
+            through => through.to_string(),
+        };
+        tracing::warn!(after = %opened.recovered.last_zxid, through, "a torn write ended the log: this member may have \
+            acknowledged more, and counts for a leader that lacks it only when nobody is left who could know better");
+    }
     import::check(&dirs, opened.recovered.last_zxid)?;
     let initialize = files.data_dir.join(INITIALIZE).exists();
     if opened.recovered.fresh {

@@ -64,6 +64,10 @@ pub struct Epochs {
     /// lack what an earlier disk of its acknowledged, though its log be not empty (a snapshot came, and
     /// a crash before the rest), and helps to elect nobody.
     pub member: bool,
+    /// A torn write ended the log, and may have taken what this server had acknowledged, through this zxid
+    /// (`Zxid(u64::MAX)`: nobody knows how much). Until it has taken over a leader's history, what its log
+    /// lacks proves nothing: docs/internals/zab.md, "Torn logs".
+    pub doubted: Option<Zxid>,
 }
 
 /// What storage found when the server started.

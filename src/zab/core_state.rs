@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use ringkeeper_proto::{Epoch, ServerId, Zxid};
 
 use crate::contract::{Config, Epochs, Mode, Output, Recovered};
+use crate::discovery::Summary;
 use crate::log::{Log, LogGeneration};
 use crate::timer::Moment;
 
@@ -52,6 +53,7 @@ impl CoreState {
             accepted: saved.accepted.max(current),
             current,
             member,
+            doubted: saved.doubted,
         };
         let committed = recovered.committed.min(last);
         let delivered = committed.max(recovered.history.base());
@@ -90,6 +92,25 @@ impl CoreState {
         self.blank && !self.new_ensemble
     }
 
+    /// How new its history is.
+    pub(crate) const fn summary(&self) -> Summary {
+        Summary {
+            current_epoch: self.epochs.current,
+            last_logged: self.log.last(),
+        }
+    }
+
+    /// How new it may have been, if a torn write may have taken some of it.
+    pub(crate) fn doubt(&self) -> Option<Summary> {
+        // Of a later epoch than the current one it has acknowledged nothing.
+        let end = Zxid::new(self.epochs.current, u32::MAX);
+        let doubted = self.epochs.doubted?;
+        Some(Summary {
+            current_epoch: self.epochs.current,
+            last_logged: doubted.min(end),
+        })
+    }
+
     /// The newest epoch promised to, durable or about to be.
     pub(crate) const fn accepted_asked(&self) -> Epoch {
         self.epochs_asked.accepted
@@ -107,6 +128,8 @@ impl CoreState {
     pub(crate) fn enter_epoch<P>(&mut self, epoch: Epoch, outputs: &mut Vec<Output<P>>) {
         self.epochs_asked.current = self.epochs_asked.current.max(epoch);
         self.epochs_asked.member = true;
+        // That leader has what was committed, or it would not have got this far.
+        self.epochs_asked.doubted = None;
         self.accept_epoch(epoch, outputs);
     }
 

@@ -31,6 +31,9 @@ pub(crate) struct Elected {
     pub(crate) vote: Vote,
     /// In which round.
     pub(crate) round: u64,
+    /// All voters have voted so but for such as could have decided nothing without others than this server. So what
+    /// a torn write may have taken from it is in the leader's history, or was not committed.
+    pub(crate) assured: bool,
 }
 
 /// An election that is going on.
@@ -73,11 +76,7 @@ impl Election {
     /// Begins an election in the round after `round`.
     pub(crate) fn begin<P>(core: &CoreState, round: u64, outputs: &mut Vec<Output<P>>) -> Self {
         let me = core.id();
-        let own = Vote {
-            peer_epoch: core.epochs.current,
-            zxid: core.log.last(),
-            leader: me,
-        };
+        let own = own_vote(core);
         let standing = match core.config.ensemble.is_voter(me) {
             false => Standing::Observer,
             // It is not blank: two such servers must not begin anew.
@@ -237,6 +236,7 @@ impl Election {
         let elected = Elected {
             vote,
             round: settled.round,
+            assured: false,
         };
         self.settled.insert(from, settled);
         if settled.round == self.round {
@@ -288,9 +288,12 @@ impl Election {
         let mut voters = ensemble.voters().iter();
         let unanimous =
             voters.all(|id| agrees(id) || core.unreachable.contains(id) || abstains(id));
+        let me = core.id();
         (unanimous || core.now >= decide_at).then_some(Elected {
             vote: proposal,
             round: self.round,
+            assured: !ensemble
+                .may_have_decided(|id| id == me || !(agrees(&id) || self.blank.contains(&id))),
         })
     }
 
@@ -315,11 +318,7 @@ impl Election {
         if self.standing != Standing::Blank || !new {
             return false;
         }
-        let own = Vote {
-            peer_epoch: core.epochs.current,
-            zxid: core.log.last(),
-            leader: core.id(),
-        };
+        let own = own_vote(core);
         self.standing = Standing::Voter { own, proposal: own };
         self.votes.insert(core.id(), own);
         true
@@ -353,6 +352,16 @@ impl Election {
             round: self.round,
         };
         outputs.push(Output::Notify { to, notification });
+    }
+}
+
+/// A server's vote for itself.
+fn own_vote(core: &CoreState) -> Vote {
+    let summary = core.summary();
+    Vote {
+        peer_epoch: summary.current_epoch,
+        zxid: summary.last_logged,
+        leader: core.id(),
     }
 }
 

@@ -138,11 +138,7 @@ impl<P: Clone> Leader<P> {
         match &mut self.phase {
             Phase::SavingEpoch { epoch } if saved.accepted >= *epoch => {
                 let epoch = *epoch;
-                let ours = Summary {
-                    current_epoch: core.epochs.current,
-                    last_logged: core.log.last(),
-                };
-                let promises = Promises::begin(core.id(), ours);
+                let promises = Promises::begin(core.id(), core.summary(), core.doubt());
                 self.enter(core, Phase::Promised { epoch, promises });
                 for (link, progress) in &mut self.learners {
                     tell_epoch(*link, progress, epoch, outputs);
@@ -166,7 +162,7 @@ impl<P: Clone> Leader<P> {
     }
 
     fn count_promises(&mut self, core: &mut CoreState, outputs: &mut Vec<Output<P>>) {
-        let Phase::Promised { epoch, promises } = &self.phase else {
+        let Phase::Promised { epoch, promises } = &mut self.phase else {
             return;
         };
         if !promises.are_enough(&core.config.ensemble) {
@@ -663,11 +659,20 @@ impl<P: Clone> Leader<P> {
                 current_epoch,
                 last_logged,
                 snapshot,
+                doubted,
             } if stage == Stage::Told => {
                 if snapshot {
                     self.needs_snapshot.insert(from);
                 }
-                return self.promised(core, link, current_epoch, last_logged, outputs);
+                let summary = |last_logged| {
+                    current_epoch.map(|current_epoch| Summary {
+                        current_epoch,
+                        last_logged,
+                    })
+                };
+                let theirs = last_logged.and_then(summary);
+                let doubt = doubted.and_then(summary);
+                return self.promised(core, link, theirs, doubt, last_logged, outputs);
             }
             Message::Ack { zxid } if progress.is_live() => self.acked(core, link, zxid, outputs),
             Message::Ping { round } if progress.is_live() && round <= self.round => {
@@ -704,7 +709,8 @@ impl<P: Clone> Leader<P> {
         &mut self,
         core: &mut CoreState,
         link: LinkId,
-        current_epoch: Option<Epoch>,
+        theirs: Option<Summary>,
+        doubt: Option<Summary>,
         last_logged: Option<Zxid>,
         outputs: &mut Vec<Output<P>>,
     ) -> Result<(), Violation> {
@@ -718,22 +724,22 @@ impl<P: Clone> Leader<P> {
                 if progress.observer || !core.config.ensemble.is_voter(from) {
                     return Ok(());
                 }
-                if let (Some(current_epoch), Some(last_logged)) = (current_epoch, last_logged) {
-                    let theirs = Summary {
-                        current_epoch,
-                        last_logged,
-                    };
-                    if !promises.promise(from, theirs) {
+                if let Some(theirs) = theirs {
+                    if !promises.promise(from, theirs, doubt) {
                         self.resigned = true;
                         return Err(Violation::LearnerAhead {
                             from,
-                            current_epoch,
-                            last_logged,
+                            current_epoch: theirs.current_epoch,
+                            last_logged: theirs.last_logged,
                         });
                     }
                     self.count_promises(core, outputs);
                 } else {
                     self.resigned |= !promises.refuse(from, &core.config.ensemble);
+                    if last_logged.is_none() {
+                        promises.hear_mute(from);
+                        self.count_promises(core, outputs);
+                    }
                 }
             }
             Phase::Establishing { .. } | Phase::Established { .. } => {
@@ -926,9 +932,12 @@ impl<P: Clone> Leader<P> {
     }
 
     pub(crate) const fn phase_name(&self) -> &'static str {
-        match self.phase {
+        match &self.phase {
             Phase::Gathering(_) | Phase::SavingEpoch { .. } => "gathering accepted epochs",
-            Phase::Promised { .. } => "gathering promises",
+            Phase::Promised { promises, .. } => match promises.are_in_doubt() {
+                true => "gathering promises: a torn log, and too few voters to tell what it lost",
+                false => "gathering promises",
+            },
             Phase::Establishing { .. } => "synchronizing learners",
             Phase::Established { .. } => "leading",
         }

@@ -19,6 +19,8 @@ use ringkeeper_proto::{Epoch, ServerId, Zxid};
 
 use crate::contract::{Epochs, Output, Role};
 use crate::core_state::{CoreState, request_flush};
+use crate::discovery::Summary;
+use crate::election::Elected;
 use crate::log::LogGeneration;
 use crate::message::{LinkId, Message, Proposal};
 use crate::synchronization::Takeover;
@@ -33,6 +35,8 @@ pub(crate) struct Learner {
     phase: Phase,
     /// The leader understands more than Apache's.
     extended: bool,
+    /// Whatever a torn write took from the log, the leader's history has it, or it was not committed.
+    assured: bool,
     heard_at: Moment,
     lost: bool,
 }
@@ -164,16 +168,24 @@ const QUEUE_LEN_MAX: usize = 1 << 20;
 impl Learner {
     pub(crate) fn connect<P>(
         core: &CoreState,
-        leader: ServerId,
+        elected: Elected,
         outputs: &mut Vec<Output<P>>,
     ) -> Self {
+        let vote = elected.vote;
+        let leader = vote.leader;
         outputs.push(Output::Connect { leader });
+        let voted_for = Summary {
+            current_epoch: vote.peer_epoch,
+            last_logged: vote.zxid,
+        };
+        let reaches = core.doubt().is_none_or(|doubt| doubt <= voted_for);
         Self {
             leader,
             observer: core.config.ensemble.observers().contains(&core.id()),
             link: None,
             phase: Phase::Connecting,
             extended: false,
+            assured: reaches || elected.assured,
             heard_at: core.now,
             lost: false,
         }
@@ -308,7 +320,14 @@ impl Learner {
         outputs: &mut Vec<Output<P>>,
     ) -> Result<(), Violation> {
         let accepted = core.accepted_asked();
-        if epoch < accepted {
+        // What an observer accepted binds nobody: a candidate that came to nothing must not keep it from the leader
+        // until the next election.
+        let bound = if self.observer {
+            core.epochs.current
+        } else {
+            accepted
+        };
+        if epoch < bound {
             return Err(Violation::StaleEpoch { epoch, accepted });
         }
         if epoch > accepted {
@@ -334,10 +353,16 @@ impl Learner {
         // A blank server's promise proves nothing: it has lost what it promised before. One that only
         // wants a snapshot could promise, but there is no way to tell an Apache leader both.
         let withheld = core.hides_log() || (core.wants_snapshot && !self.extended);
+        // A leader that is told of the doubt judges it. An Apache leader would count the promise as any other.
+        let counts = !withheld && (self.extended || self.assured);
         let message = Message::AckEpoch {
-            current_epoch: current_epoch.filter(|_| !withheld),
+            current_epoch: current_epoch.filter(|_| counts),
             last_logged: Some(core.log.last()).filter(|_| !withheld),
             snapshot: core.wants_snapshot,
+            doubted: core
+                .doubt()
+                .map(|doubt| doubt.last_logged)
+                .filter(|_| counts && self.extended),
         };
         outputs.push(Output::Send { link, message });
     }
@@ -501,7 +526,7 @@ impl Learner {
         let Some(link) = self.link else { return };
         match std::mem::replace(&mut self.phase, Phase::Connecting) {
             Phase::Promising { epoch } if saved.accepted >= epoch => {
-                let current = Some(core.epochs.current);
+                let current = Some(core.summary().current_epoch);
                 self.send_ack_epoch(core, link, epoch, current, outputs);
             }
             Phase::TakingOver {

@@ -65,6 +65,9 @@ pub enum Message<P> {
         last_logged: Option<Zxid>,
         /// Send a snapshot whatever the log holds; for an extended leader only.
         snapshot: bool,
+        /// It may have acknowledged more than its log shows, through this zxid ([`Epochs::doubted`](crate::Epochs));
+        /// for an extended leader only.
+        doubted: Option<Zxid>,
     },
     /// Leader: you have a prefix of my history; the rest follows (DIFF).
     Diff {

@@ -250,6 +250,14 @@ impl Ensemble {
             && next.is_none_or(|next| next.ensemble.is_active_quorum(&mut counts))
     }
 
+    /// Whether those for which `counts` is true may have decided anything, in the active configuration or in the
+    /// next one, which may be active elsewhere.
+    pub(crate) fn may_have_decided(&self, mut counts: impl FnMut(ServerId) -> bool) -> bool {
+        let next = self.next.as_ref();
+        self.is_active_quorum(&mut counts)
+            || next.is_some_and(|next| next.ensemble.is_active_quorum(&mut counts))
+    }
+
     fn is_active_quorum(&self, counts: &mut dyn FnMut(ServerId) -> bool) -> bool {
         match &self.rule {
             Rule::Majority => {
@@ -405,6 +413,8 @@ mod tests {
                 |ids: [u64; 3]| ids.into_iter().filter(|id| counts(ServerId(*id))).count() >= 2;
             let expected = quorum_of([1, 2, 3]) && quorum_of([3, 4, 5]);
             assert_eq!(ensemble.is_quorum(counts), expected, "{mask:b}");
+            let either = quorum_of([1, 2, 3]) || quorum_of([3, 4, 5]);
+            assert_eq!(ensemble.may_have_decided(counts), either, "{mask:b}");
         }
         let reached = |id: ServerId| Some(10 - id.0);
         assert_eq!(ensemble.reached_by_active(reached), Some(8));

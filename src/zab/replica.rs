@@ -243,9 +243,8 @@ impl<P: Clone> Replica<P> {
 
     /// Takes the role that an election gave, if it is over.
     fn settle(&mut self, elected: Option<Elected>, outputs: &mut Vec<Output<P>>) {
-        let Some(Elected { vote, round }) = elected else {
-            return;
-        };
+        let Some(elected) = elected else { return };
+        let Elected { vote, round, .. } = elected;
         let Phase::Looking(looking) = std::mem::replace(&mut self.phase, Phase::New) else {
             return;
         };
@@ -256,7 +255,7 @@ impl<P: Clone> Replica<P> {
         if vote.leader != core.id() {
             let links = looking.early.into_iter();
             outputs.extend(links.map(|(link, _)| Output::Close { link }));
-            self.phase = Phase::Learning(Learner::connect(core, vote.leader, outputs));
+            self.phase = Phase::Learning(Learner::connect(core, elected, outputs));
             return;
         }
         let mut leader = Leader::elected(core, outputs);
@@ -708,6 +707,7 @@ mod tests {
             accepted: Epoch(4),
             current: Epoch(4),
             member: true,
+            doubted: None,
         };
         let recovered = Recovered {
             epochs,
@@ -720,6 +720,7 @@ mod tests {
                 current_epoch,
                 last_logged: Some(Zxid::ZERO),
                 snapshot: false,
+                doubted: None,
             })
         };
         assert_eq!(promise(&mut replica, 1, 5), answer(Some(Epoch(4))));
@@ -748,6 +749,7 @@ mod tests {
             accepted: Epoch(4),
             current: Epoch(4),
             member: true,
+            doubted: None,
         };
         let mut history = History::starting_at(Zxid::ZERO);
         history.recover(zxid(4, 1));
@@ -768,6 +770,7 @@ mod tests {
             current_epoch: None,
             last_logged: None,
             snapshot: false,
+            doubted: None,
         };
         assert_eq!(promise(&mut replica, 1, 5), Some(answer));
         let (link, message) = (LinkId(1), Message::Diff { zxid: zxid(4, 1) });
@@ -835,6 +838,7 @@ mod tests {
                 accepted: Epoch(0),
                 current: Epoch(0),
                 member: true,
+                doubted: None,
             },
             ..Recovered::default()
         };
@@ -865,6 +869,7 @@ mod tests {
             current_epoch: Some(Epoch(0)),
             last_logged: Some(Zxid::ZERO),
             snapshot: false,
+            doubted: None,
         });
         hear(Message::Ack { zxid: zxid(1, 0) });
         let propose = |replica: &mut Replica<&'static str>, counter| {

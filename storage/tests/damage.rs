@@ -12,10 +12,10 @@ use std::{
     rc::Rc,
 };
 
-use ringkeeper_proto::Zxid;
+use ringkeeper_proto::{Epoch, Zxid};
 use ringkeeper_storage::{
-    Damage, DamageKind, Dirs, Fault, LogOptions, OpenError, Opened, SimDisk, SnapshotWriter,
-    StorageError, Store, Tail, TxnLog,
+    Damage, DamageKind, Dirs, EpochState, Fault, LogOptions, OpenError, Opened, SimDisk,
+    SnapshotWriter, StorageError, Store, Tail, TxnLog,
 };
 
 const BLOCK: u64 = 4096;
@@ -214,7 +214,8 @@ fn writes_in_flight_with_a_failed_one_are_not_acknowledged() {
     assert_eq!(answers, [Some(true), Some(false), Some(false)]);
     drop(opened);
     let opened = open(&disk).expect("open");
-    assert_eq!(opened.recovered.tail, Tail::Torn { after: Zxid(2) });
+    let (after, through) = (Zxid(2), Some(Zxid(4)));
+    assert_eq!(opened.recovered.tail, Tail::Torn { after, through });
     assert_eq!(zxids(&disk, opened), [1, 2]);
 }
 
@@ -264,7 +265,8 @@ fn a_damaged_last_batch_is_cut_unless_a_seal_attests_it() {
     let unsealed = disk.after_power_cut(|_| true);
     flip(&unsealed, &segment(1), place(4) + 150, 1);
     let opened = open(&unsealed).expect("open");
-    assert_eq!(opened.recovered.tail, Tail::Torn { after: Zxid(3) });
+    let (after, through) = (Zxid(3), Some(Zxid(4)));
+    assert_eq!(opened.recovered.tail, Tail::Torn { after, through });
     assert_eq!(zxids(&unsealed, opened), [1, 2, 3]);
 
     let mut opened = open(&disk).expect("opening seals");
@@ -280,6 +282,82 @@ fn a_damaged_last_batch_is_cut_unless_a_seal_attests_it() {
     flip(&disk, &segment(1), five + 150, 1);
     flip(&disk, &segment(1), place(4) + 150, 1);
     expect_damage(&disk, DamageKind::Checksum, place(4), 3, Some(5));
+}
+
+/// The same store as a member, which has taken over the history of epoch 1 when its log ended at `history` of 4.
+fn member(history: u64) -> SimDisk {
+    let (disk, opened) = filled(history);
+    let (store, mut log) = (opened.store, opened.log);
+    save(&disk, &store, None);
+    for zxid in history + 1..=4 {
+        write(&disk, &mut log, zxid).expect("write");
+    }
+    disk.after_power_cut(|_| true)
+}
+
+fn save(disk: &SimDisk, store: &Store<SimDisk>, doubted_through: Option<Zxid>) {
+    let (store, epochs) = (
+        store.clone(),
+        EpochState {
+            accepted: Epoch(1),
+            current: Epoch(1),
+            is_member: true,
+            doubted_through,
+        },
+    );
+    disk.run(async move { store.save_epoch_state(epochs).await })
+        .expect("an end")
+        .expect("save");
+}
+
+fn open_as_member(disk: &SimDisk) -> Opened<SimDisk> {
+    let (runner, dirs) = (disk.clone(), Dirs::single("/data"));
+    let disk = disk.clone();
+    runner
+        .run(async move { Store::open_as_member(disk, &dirs, options()).await })
+        .expect("an end")
+        .expect("open")
+}
+
+#[test]
+fn a_member_remembers_what_a_torn_write_may_have_taken() {
+    // The records can be torn, or the header too, and then nobody knows how much there was.
+    for (at, doubted) in [(150, Zxid(4)), (20, Zxid(u64::MAX))] {
+        let disk = member(3);
+        flip(&disk, &segment(1), place(4) + at, 1);
+        // Once it is cut the log just ends; the doubt stays over any number of starts.
+        for _ in 0..3 {
+            let opened = open_as_member(&disk);
+            assert_eq!(opened.recovered.doubted_through, Some(doubted));
+            assert!(opened.recovered.holdings.damage.is_none());
+            assert_eq!(zxids(&disk, opened), [1, 2, 3]);
+        }
+        // A leader has settled it.
+        let opened = open_as_member(&disk);
+        save(&disk, &opened.store, None);
+        drop(opened);
+        assert_eq!(open_as_member(&disk).recovered.doubted_through, None);
+    }
+    assert_eq!(open_as_member(&member(3)).recovered.doubted_through, None);
+}
+
+#[test]
+fn what_was_durable_when_epochs_were_saved_is_never_taken_for_torn() {
+    // Damaged, or gone without a trace: a write that was acknowledged and never reached the disk.
+    let erase = |disk: &SimDisk| {
+        disk.damage(&segment(1), |bytes| {
+            bytes[usize::try_from(place(4)).expect("fits")..].fill(0);
+        });
+    };
+    let tear = |disk: &SimDisk| flip(disk, &segment(1), place(4) + 150, 1);
+    for spoil in [&erase as &dyn Fn(&SimDisk), &tear] {
+        let disk = member(4);
+        spoil(&disk);
+        let recovered = open_as_member(&disk).recovered;
+        let damage = recovered.holdings.damage.expect("it was acknowledged");
+        assert_eq!((damage.after, recovered.last_zxid), (Zxid(3), Zxid(3)));
+        assert!(matches!(open(&disk), Err(OpenError::Damaged(_))));
+    }
 }
 
 #[test]
@@ -509,7 +587,7 @@ fn one_good_copy_of_the_manifest_is_enough() {
         let (disk, opened) = filled(3);
         let epochs = opened.store.clone();
         disk.run(async move {
-            let (accepted, current) = (ringkeeper_proto::Epoch(9), ringkeeper_proto::Epoch(8));
+            let (accepted, current) = (Epoch(9), Epoch(8));
             epochs
                 .save_epochs(accepted, current)
                 .await
@@ -530,7 +608,7 @@ fn one_good_copy_of_the_manifest_is_enough() {
 fn a_change_of_the_manifest_dropped_half_way_fails_it() {
     let (disk, opened) = filled(1);
     let epochs = |epoch: u32| {
-        let (store, epoch) = (opened.store.clone(), ringkeeper_proto::Epoch(epoch));
+        let (store, epoch) = (opened.store.clone(), Epoch(epoch));
         async move { store.save_epochs(epoch, epoch).await }
     };
     disk.run(epochs(3)).expect("an end").expect("save epochs");

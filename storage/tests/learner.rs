@@ -232,6 +232,7 @@ fn a_snapshot_takes_the_place_of_everything() {
             accepted: Epoch(4),
             current: Epoch(3),
             is_member: true,
+            doubted_through: None,
         };
         store.save_epoch_state(epochs).await.expect("save");
         for zxid in 1..=40 {
@@ -278,6 +279,7 @@ fn a_snapshot_takes_the_place_of_everything() {
             accepted: recovered.accepted_epoch,
             current: recovered.current_epoch,
             is_member: recovered.is_member,
+            doubted_through: recovered.doubted_through,
         };
         assert_eq!(found, epochs);
         let reader = log.read_from(Zxid(30)).expect("read");

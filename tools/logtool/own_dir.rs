@@ -270,6 +270,7 @@ impl OwnDir {
             }),
             // The manifest of a server that runs says nothing of an end.
             clean_end: info.and_then(|info| info.clean_end),
+            durable_sequence: info.map_or(0, |info| info.durable_sequence),
             store: info.map(|info| info.store),
             is_whole: self.log.is_some(),
             dir: self.log.clone().unwrap_or_default(),

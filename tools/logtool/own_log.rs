@@ -35,6 +35,8 @@ pub(crate) struct Frame {
     pub(crate) start: Option<(u64, Chain)>,
     /// Sequence and checksum of the last batch, if the log was closed in order.
     pub(crate) clean_end: Option<(u64, u32)>,
+    /// The last batch that is known to have been durable.
+    pub(crate) durable_sequence: u64,
     /// The store that the segments belong to.
     pub(crate) store: Option<u64>,
     /// Whether the segments are meant to be the whole log.
@@ -222,6 +224,13 @@ struct Break<'g> {
     attested: bool,
 }
 
+impl Frame {
+    fn known_durable(&self) -> u64 {
+        let closed = self.clean_end.map_or(0, |(sequence, _)| sequence);
+        closed.max(self.durable_sequence)
+    }
+}
+
 impl<'a> Judge<'a> {
     fn new(frame: &'a Frame) -> Self {
         Self {
@@ -234,7 +243,7 @@ impl<'a> Judge<'a> {
     }
 
     fn judge(mut self, segments: Vec<SegmentScan>) -> OwnLog {
-        let durable = durable_behind(&segments, self.frame.clean_end);
+        let durable = durable_behind(&segments, self.frame.known_durable());
         let mut begins_empty = self
             .chain
             .is_some_and(|chain| chain.last_zxid == Zxid::ZERO);
@@ -557,15 +566,12 @@ impl<'a> Judge<'a> {
             return Ending::Clean;
         }
         let durable = ends.iter().map(|(_, gap)| gap.durable_sequence).max();
-        let closed = self
-            .frame
-            .clean_end
-            .is_some_and(|(sequence, _)| sequence > chain.sequence);
+        let known = self.frame.known_durable() > chain.sequence;
         let broken = Break {
             segment,
             gap,
             resumes: None,
-            attested: closed || durable.is_some_and(|durable| durable > chain.sequence),
+            attested: known || durable.is_some_and(|durable| durable > chain.sequence),
         };
         let is_lost = self.chain.is_none() && self.frame.is_whole && last.runs.is_empty();
         if is_lost && gap.header == HeaderState::Zeros {
@@ -576,8 +582,8 @@ impl<'a> Judge<'a> {
 }
 
 /// For each run, the highest batch that it or anything behind it says was durable.
-fn durable_behind(segments: &[SegmentScan], clean_end: Option<(u64, u32)>) -> Vec<u64> {
-    let mut highest = clean_end.map_or(0, |(sequence, _)| sequence);
+fn durable_behind(segments: &[SegmentScan], known: u64) -> Vec<u64> {
+    let mut highest = known;
     let mut durable = Vec::new();
     for segment in segments.iter().rev() {
         if let Some(gap) = segment.last_gap() {

@@ -17,8 +17,8 @@ use ringkeeper_peers::PeerEvent;
 use ringkeeper_proto::quorum::SNAPSHOT_END;
 use ringkeeper_proto::{SessionId, WriteJute as _, Zxid};
 use ringkeeper_storage::{
-    Dirs, Opened, Recovered, SimDisk, SnapshotInfo, SnapshotReader, SnapshotWriter, StorageError,
-    Store, TxnLog,
+    Dirs, LogOptions, Opened, Recovered, SimDisk, SnapshotInfo, SnapshotReader, SnapshotWriter,
+    StorageError, Store, TxnLog,
 };
 use ringkeeper_transport::{Chain, Cursor};
 use ringkeeper_tree::Tree;
@@ -53,7 +53,7 @@ pub(crate) struct Member {
     pub(crate) disk_slowness: u64,
     /// How far its wall clock is off, in milliseconds.
     pub(crate) clock_skew_ms: i64,
-    /// Its disk was wiped, and it has not served since.
+    /// Its disk was wiped or has broken its word, and it has not served since.
     pub(crate) is_blank: bool,
     pub(crate) trap: Option<(Trap, u64)>,
     attempt: u64,
@@ -229,6 +229,12 @@ impl World {
         let settings = self.plan.settings(number);
         let config = settings.config.peers.clone().expect("it is a member");
         let tick_ms = self.plan.core_tick_ms;
+        if recovered.holdings.damage.is_some() {
+            self.counts.add("started with a damaged log");
+        }
+        if recovered.doubted_through.is_some() {
+            self.counts.add("started in doubt");
+        }
         let zab = zab_of_member(&settings, &config, &recovered, &loaded, false, tick_ms);
         let zab = zab.expect("the server lines are an ensemble");
         let (tail, tree) = (loaded.tail, loaded.tree);
@@ -873,11 +879,8 @@ impl std::fmt::Debug for Member {
 }
 
 /// Opens the directories and loads what they hold, as the server does.
-async fn recover(
-    disk: &SimDisk,
-    options: ringkeeper_storage::LogOptions,
-) -> Result<Recovery, String> {
-    let opened = Store::open(disk.clone(), &Dirs::single("/data"), options).await;
+async fn recover(disk: &SimDisk, options: LogOptions) -> Result<Recovery, String> {
+    let opened = Store::open_as_member(disk.clone(), &Dirs::single("/data"), options).await;
     let Opened {
         store,
         mut log,
@@ -895,7 +898,7 @@ async fn recover(
         Ok::<(), String>(())
     });
     all.await.map_err(|error| error.to_string())?;
-    if tree.zxid() > recovered.last_zxid {
+    if tree.zxid() > recovered.last_zxid && recovered.holdings.damage.is_none() {
         let reset = log.reset(tree.zxid()).await;
         reset.map_err(|error| error.to_string())?;
     }

@@ -1,5 +1,7 @@
 //! What goes wrong: each fault is drawn from a stream of its own, and counted when it happens.
 
+use ringkeeper_storage::HEADER_BYTES;
+
 use crate::member::Trap;
 use crate::random::Random;
 use crate::world::{Event, World};
@@ -53,7 +55,8 @@ impl World {
             }
             18..21 => self.crash_all(),
             21..26 => self.wipe_one(member),
-            26..43 => self.set_trap(member),
+            26..40 => self.set_trap(member),
+            40..43 => self.break_word(member),
             43..46 => self.leave_behind(member),
             46..60 => self.partition(),
             60..64 => self.break_one_link(),
@@ -136,6 +139,41 @@ impl World {
         self.schedule(at, Event::Undo(Undo::Start(member)));
         // Now is the time at which the others are needed.
         if self.faults.chance(600) {
+            let other = self.leader().unwrap_or_else(|| {
+                let others = self.plan.servers;
+                self.faults.index(others) + 1
+            });
+            self.crash(other);
+        }
+    }
+
+    /// The power goes, and the last batch that a disk said was there is damaged: nothing attests it, so it looks like a
+    /// torn write. One disk at a time, as with wiped ones.
+    fn break_word(&mut self, member: usize) {
+        let mut others = (1..=self.plan.servers).filter(|other| *other != member);
+        let is_bearable = others.all(|other| !self.members[other].is_blank);
+        let last = self.members[member].disk.last_write("log-");
+        let (Some((path, offset)), false, true) =
+            (last, self.members[member].is_down(), is_bearable)
+        else {
+            return;
+        };
+        self.count_fault("acknowledged batch torn");
+        let kept = self.faults.pick(&[0, 0, 300]);
+        self.stop(member, kept);
+        let member_of = &mut self.members[member];
+        member_of.is_blank = true;
+        if member_of.disk.files().contains(&path) {
+            member_of.disk.damage(&path, |bytes| {
+                if let Some(byte) = bytes.get_mut(offset + HEADER_BYTES + 4) {
+                    *byte ^= 0x40;
+                }
+            });
+        }
+        let at = self.now + self.downtime();
+        self.schedule(at, Event::Undo(Undo::Start(member)));
+        // Whoever has what it lost is not to be had.
+        if self.faults.chance(700) {
             let other = self.leader().unwrap_or_else(|| {
                 let others = self.plan.servers;
                 self.faults.index(others) + 1

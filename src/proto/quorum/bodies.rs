@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{PROTOCOL_VERSION, data_of, skip_ids};
 use crate::acl::Id;
-use crate::ids::{ServerId, SessionId};
+use crate::ids::{ServerId, SessionId, Zxid};
 use crate::jute::{DecodeError, NOT_UTF8, Reader, WriteJute, wire_len};
 
 /// What a Ringkeeper server understands that Apache's do not: four bytes, `RK` and flags, behind what
@@ -115,24 +115,47 @@ pub struct EpochAck {
     pub current_epoch: i32,
     /// It wants a snapshot; only told to a leader with [`Capabilities::SNAPSHOT_ON_REQUEST`].
     pub snapshot: bool,
+    /// It may have acknowledged more than its log shows, through this zxid; only told to such a leader.
+    pub doubted: Option<Zxid>,
 }
 
 impl EpochAck {
+    /// Bits of the byte behind the epoch.
+    const SNAPSHOT: i8 = 1;
+    const DOUBTED: i8 = 2;
+
     /// Reads it.
     pub fn decode(data: Option<&[u8]>) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(data.unwrap_or_default());
+        let current_epoch = reader.int()?;
+        let flags = if reader.is_empty() { 0 } else { reader.byte()? };
+        let doubted = match flags & Self::DOUBTED {
+            0 => None,
+            _ => Some(Zxid(reader.long()?.cast_unsigned())),
+        };
         Ok(Self {
-            current_epoch: reader.int()?,
-            snapshot: !reader.is_empty() && reader.bool()?,
+            current_epoch,
+            snapshot: flags & Self::SNAPSHOT != 0,
+            doubted,
         })
     }
 
     /// Writes it.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(5);
+        let mut out = Vec::with_capacity(13);
         out.put_i32(self.current_epoch);
+        let mut flags = 0;
         if self.snapshot {
-            out.put_bool(true);
+            flags |= Self::SNAPSHOT;
+        }
+        if self.doubted.is_some() {
+            flags |= Self::DOUBTED;
+        }
+        if flags != 0 {
+            out.put_i8(flags);
+        }
+        if let Some(zxid) = self.doubted {
+            out.put_i64(zxid.0.cast_signed());
         }
         out
     }
@@ -392,14 +415,18 @@ mod tests {
 
     #[test]
     fn an_epoch_ack_to_apache_has_four_bytes() {
-        for (ack, len) in [(false, 4), (true, 5)].map(|(snapshot, len)| {
-            let current_epoch = if snapshot { 7 } else { -1 };
+        let doubt = Some(Zxid(u64::MAX));
+        for (snapshot, doubted, len) in [
+            (false, None, 4),
+            (true, None, 5),
+            (false, doubt, 13),
+            (true, doubt, 13),
+        ] {
             let ack = EpochAck {
-                current_epoch,
+                current_epoch: if snapshot { 7 } else { -1 },
                 snapshot,
+                doubted,
             };
-            (ack, len)
-        }) {
             assert_eq!(ack.encode().len(), len);
             assert_eq!(EpochAck::decode(Some(&ack.encode())), Ok(ack));
         }

@@ -11,6 +11,7 @@
 //! complete 2                its completions so far reach the server
 //! deliver 1 2               what server 1 sent to server 2 arrives, nothing else happens
 //! crash 2 [keep=1]          server 2 ends; the first unflushed write survives
+//! crash 2 torn=1            it ends in a torn write, with which the last durable record goes
 //! wipe 2                    the disk of a server that is down is replaced by a blank one
 //! part 1 2, heal 1 2        two servers lose each other, or find each other again
 //! purge 1                   server 1 takes a snapshot and drops its log
@@ -160,6 +161,10 @@ impl Scenario {
             "flush" | "save" => {}
             "complete" => while cluster.complete(ids[0]) {},
             "deliver" => deliver(cluster, ids[0], ids[1]),
+            "crash" if option("torn").is_some() => {
+                let lost = usize::try_from(option("torn").unwrap_or(0)).expect("small");
+                cluster.crash_torn(ids[0], lost, true);
+            }
             "crash" => {
                 let keep = usize::try_from(option("keep").unwrap_or(0)).expect("small");
                 cluster.crash(ids[0], keep, 0);

@@ -11,6 +11,7 @@ use ringkeeper_proto::ServerId;
 use ringkeeper_zab::{Ensemble, LinkId, Role, Timing};
 
 use cluster::Cluster;
+use cluster::disk::Disk;
 
 /// SplitMix64: small, and the same everywhere.
 struct Random(u64);
@@ -164,9 +165,13 @@ impl Simulation {
         let id = self.random.pick(&self.ids).expect("members");
         let other = self.random.pick(&self.ids).expect("members");
         let kind = match self.weather {
-            Weather::Mixed | Weather::SlowDisks => self.random.below(14),
+            Weather::Mixed | Weather::SlowDisks => self.random.below(16),
             Weather::Network => 6 + self.random.below(5),
-            Weather::Crashes => self.random.below(6),
+            Weather::Crashes => match self.random.below(8) {
+                6 => 14,
+                7 => 15,
+                kind => kind,
+            },
         };
         match kind {
             0..=1 => {
@@ -188,6 +193,9 @@ impl Simulation {
             }
             10 => self.cluster.purge(id),
             11 => self.wipe(id),
+            14 => self.tear(id),
+            15 if self.random.chance(4) => self.tear_all(),
+            15 => {}
             _ => self.isolate_leader(),
         }
     }
@@ -208,14 +216,44 @@ impl Simulation {
         self.cluster.count("leader isolated");
     }
 
+    /// A server ends in a torn write. If all other disks have kept their word, what it has acknowledged may go too.
+    fn tear(&mut self, id: ServerId) {
+        let honest = |disk: &Disk| !disk.is_blank() && !disk.broke_its_word;
+        let mut nodes = self.cluster.nodes.values();
+        let lost = match nodes.all(|node| node.id == id || honest(&node.disk)) {
+            true if self.random.chance(2) => 1 + self.random.below(2),
+            _ => 0,
+        };
+        let known = self.random.chance(2);
+        self.cluster.crash_torn(id, lost, known);
+        let what = match self.cluster.nodes[&id].disk.broke_its_word {
+            true => "acknowledged and torn",
+            false => "torn",
+        };
+        self.cluster.count(what);
+    }
+
+    /// The power fails, and all come back with what they were writing torn.
+    fn tear_all(&mut self) {
+        for id in self.ids.clone() {
+            let known = self.random.chance(2);
+            self.cluster.crash_torn(id, 0, known);
+        }
+        for id in self.ids.clone() {
+            self.cluster.start(id);
+        }
+        self.cluster.count("all torn");
+    }
+
     /// A disk is replaced by a blank one, unless another one still is blank: what two of three have
     /// forgotten is gone. Nor if a quorum were blank then, servers that never joined included: that is
     /// how a new ensemble looks.
     fn wipe(&mut self, id: ServerId) {
-        let enough = self.cluster.nodes.values().all(|node| !node.disk.wiped);
+        let honest = |disk: &Disk| !disk.wiped && !disk.broke_its_word;
+        let enough = self.cluster.nodes.values().all(|node| honest(&node.disk));
         let blank = |other| other == id || self.cluster.nodes[&other].disk.is_blank();
         let new = self.cluster.config.is_quorum(blank);
-        if enough && !new && self.random.chance(4) && !self.cluster.committed.is_empty() {
+        if enough && !new && !self.cluster.committed.is_empty() {
             self.cluster.crash(id, 0, 0);
             self.cluster.node(id).disk.wipe();
             self.cluster.count("wiped");
@@ -324,6 +362,9 @@ fn random_runs_keep_the_invariants_and_recover() {
             "leader",
             "crash",
             "wiped",
+            "torn",
+            "acknowledged and torn",
+            "all torn",
             "truncated",
             "snapshot installed",
             "history read",

@@ -76,7 +76,12 @@ pub(crate) struct Disk {
     flush_wanted: bool,
     /// It was replaced by a blank one, and has not taken over a history since.
     pub(crate) wiped: bool,
-    /// What was durable before that.
+    /// It has lost what it had acknowledged, as if that had been a torn write, and no leader has settled it since.
+    pub(crate) broke_its_word: bool,
+    /// The end of the log when epochs were saved last: what is lost below is known to be.
+    attested: Zxid,
+    pub(crate) damaged: bool,
+    /// What was durable before one or the other.
     pub(crate) forgotten: Vec<Entry>,
 }
 
@@ -110,6 +115,9 @@ impl Disk {
                 break;
             };
             self.durable.apply(op);
+            if let LogOp::Truncate(to) = op {
+                self.attested = self.attested.min(to);
+            }
             self.generation = generation;
         }
         self.flush_wanted = !self.ops.is_empty();
@@ -137,6 +145,8 @@ impl Disk {
             log: Vec::new(),
         };
         self.view = self.durable.clone();
+        self.damaged = false;
+        self.attested = base;
     }
 
     pub(crate) fn save(&mut self, epochs: Epochs) {
@@ -153,6 +163,8 @@ impl Disk {
         self.epochs = epochs;
         // A server that is a member again has a history again.
         self.wiped &= !epochs.member;
+        self.broke_its_word &= epochs.doubted.is_some();
+        self.attested = self.durable.last();
         Some(epochs)
     }
 
@@ -167,6 +179,30 @@ impl Disk {
         self.flush_wanted = false;
         self.generation = LogGeneration(0);
         self.view = self.durable.clone();
+    }
+
+    /// The server is gone, and its log ends in a torn write: what was not durable, and `lost` records that were. If
+    /// `known`, it can be seen how far they reached.
+    pub(crate) fn crash_torn(&mut self, lost: usize, known: bool) {
+        let appended = |(op, _): &(LogOp, LogGeneration)| match op {
+            LogOp::Append((zxid, _)) => Some(*zxid),
+            LogOp::Truncate(_) => None,
+        };
+        let written = self.ops.iter().filter_map(appended).max();
+        let durable = self.durable.last();
+        self.crash(0, 0);
+        let kept = self.durable.log.len().saturating_sub(lost);
+        let gone = self.durable.log.split_off(kept);
+        let through = written.max((!gone.is_empty()).then_some(durable));
+        self.broke_its_word |= !gone.is_empty();
+        self.forgotten.extend(gone);
+        self.committed = self.committed.min(self.durable.last());
+        self.damaged |= self.durable.last() < self.attested;
+        self.view = self.durable.clone();
+        if let Some(through) = through.filter(|_| self.epochs.member) {
+            let through = if known { through } else { Zxid(u64::MAX) };
+            self.epochs.doubted = self.epochs.doubted.max(Some(through));
+        }
     }
 
     /// Whether a server that starts on it has taken over no history.
@@ -188,7 +224,7 @@ impl Disk {
             history.recover(*zxid);
         }
         Recovered {
-            damaged: false,
+            damaged: self.damaged,
             epochs: self.epochs,
             history,
             committed: self.committed,

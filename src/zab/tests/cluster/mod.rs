@@ -165,11 +165,23 @@ impl Cluster {
     /// Ends a server; of what was under way to its disk the first `ops` and `saves` survive.
     pub(crate) fn crash(&mut self, id: ServerId, ops: usize, saves: usize) {
         let node = self.node(id);
-        if node.replica.take().is_none() {
-            return;
+        if node.replica.take().is_some() {
+            node.disk.crash(ops, saves);
+            self.gone(id);
         }
-        node.disk.crash(ops, saves);
+    }
 
+    /// Ends a server in a torn write, with which `lost` durable records go.
+    pub(crate) fn crash_torn(&mut self, id: ServerId, lost: usize, known: bool) {
+        let node = self.node(id);
+        if node.replica.take().is_some() {
+            node.disk.crash_torn(lost, known);
+            self.gone(id);
+        }
+    }
+
+    fn gone(&mut self, id: ServerId) {
+        let node = self.node(id);
         node.completions.clear();
         node.connecting = None;
         node.installing = None;
@@ -877,11 +889,17 @@ pub(crate) fn describe(message: &Message<u32>) -> String {
             current_epoch,
             last_logged,
             snapshot,
+            doubted,
         } => {
             let epoch = current_epoch.map_or_else(|| "-".to_owned(), |epoch| epoch.to_string());
             let last = last_logged.map_or_else(|| "-".to_owned(), |last| format!("{last:?}"));
             let snapshot = if *snapshot { " wants a snapshot" } else { "" };
-            format!("{name} current {epoch} last {last}{snapshot}")
+            let doubt = match doubted {
+                None => String::new(),
+                Some(Zxid(u64::MAX)) => " doubtful".to_owned(),
+                Some(through) => format!(" doubtful through {through:?}"),
+            };
+            format!("{name} current {epoch} last {last}{snapshot}{doubt}")
         }
         Message::Diff { zxid }
         | Message::Trunc { zxid }
