@@ -420,22 +420,21 @@ impl<P: Clone> Leader<P> {
 
     fn commit(&mut self, core: &mut CoreState, outputs: &mut Vec<Output<P>>) {
         let me = core.id();
-        let acked: BTreeMap<ServerId, Zxid> = self
-            .learners
-            .values()
-            .filter_map(|progress| Some((progress.id, progress.counts_through()?)))
-            .collect();
         let flushed = core.log.flushed();
+        let learners = &self.learners;
         let has = |id| match id == me {
             true => Some(flushed),
-            false => acked.get(&id).copied(),
+            false => {
+                let links = learners.values().rev().filter(|it| it.id == id);
+                links.filter_map(Progress::counts_through).next()
+            }
         };
         // What comes before the transaction that sets the next configuration is decided by the present one
         // alone; that transaction and what follows need both.
         let ensemble = &core.config.ensemble;
         let next = ensemble.next_zxid();
         let before = ensemble.reached_by_active(has);
-        let behind = ensemble.reached_by_quorum(has);
+        let behind = next.and_then(|_| ensemble.reached_by_quorum(has));
         while let Some(zxid) = self.outstanding.first() {
             let held = self.outstanding.held_at(self.confirmed);
             if held.is_some_and(|after| zxid > after) {
@@ -448,7 +447,7 @@ impl<P: Clone> Leader<P> {
                 break;
             };
             match next == Some(zxid) {
-                true => self.announce_activation(core, proposal, &acked, outputs),
+                true => self.announce_activation(core, proposal, outputs),
                 false => self.announce(proposal, outputs),
             }
             // A learner's sync is answered between the two transactions that it was sent between: an
@@ -485,7 +484,6 @@ impl<P: Clone> Leader<P> {
         &self,
         core: &CoreState,
         proposal: Proposal<P>,
-        acked: &BTreeMap<ServerId, Zxid>,
         outputs: &mut Vec<Output<P>>,
     ) {
         let (me, zxid) = (core.id(), proposal.zxid);
@@ -494,9 +492,9 @@ impl<P: Clone> Leader<P> {
         let leader = match votes(&me) {
             true => me,
             false => {
-                let candidates = acked.iter().filter(|(id, _)| votes(id));
-                let best = candidates.max_by_key(|(id, through)| (**through, **id));
-                best.map_or(me, |(id, _)| *id)
+                let learners = self.learners.values().filter(|it| votes(&it.id));
+                let reached = learners.filter_map(|it| Some((it.counts_through()?, it.id)));
+                reached.max().map_or(me, |(_, id)| id)
             }
         };
         for (link, progress) in self.learners.iter().filter(|(_, it)| it.is_live()) {
