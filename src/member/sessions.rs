@@ -195,6 +195,10 @@ impl Sessions {
 
     /// Whether a session is a local one of this server.
     pub(crate) fn is_local(&self, session: SessionId) -> bool {
+        // Asked with every write, and most servers have none.
+        if self.local_expiry.is_empty() {
+            return false;
+        }
         let entry = self.sessions.get(&session);
         entry.is_some_and(|entry| entry.scope == Scope::Local)
     }
