@@ -1,5 +1,7 @@
 //! A configuration while its lines are read: [`Config`] with defaults, and what only makes sense together.
 
+use std::path::PathBuf;
+
 use crate::config::{ClientAddress, Config, Host, LogConfig};
 use crate::peers::{self, Membership};
 use crate::raw::RawConfig;
@@ -45,6 +47,7 @@ pub(crate) struct PeersDraft {
     pub(crate) read_only_mode: bool,
     pub(crate) local_sessions: bool,
     pub(crate) local_sessions_upgrading: bool,
+    pub(crate) oracle_path: Option<PathBuf>,
     /// `peerType`, once set.
     pub(crate) observes: Option<bool>,
 }
@@ -61,6 +64,7 @@ impl Default for PeersDraft {
             read_only_mode: false,
             local_sessions: false,
             local_sessions_upgrading: false,
+            oracle_path: None,
             observes: None,
         }
     }

@@ -1,5 +1,7 @@
 //! The keys that count for members of an ensemble only. A standalone server checks and logs them.
 
+use std::path::PathBuf;
+
 use crate::draft::Draft;
 use crate::table::{Effect, INT_MAX, INT_MIN, Key, Owner, Set};
 
@@ -73,6 +75,19 @@ pub(crate) const KEYS: &[Key] = &[
         "Members may have several addresses; servers older than 3.6 do not understand them",
         |draft, value| draft.peers.several_addresses = value,
     ),
+    Key {
+        name: "oraclePath",
+        owner: Owner::File,
+        default: "",
+        about: "File that begins with 1 as long as this one of two servers may go on without the other",
+        effect: Effect::InEnsemble(Set::Text {
+            takes: "a path",
+            store: |draft, value| {
+                draft.peers.oracle_path = (!value.is_empty()).then(|| PathBuf::from(value));
+                Ok(None)
+            },
+        }),
+    },
     boolean(
         "localSessionsEnabled",
         Owner::File,

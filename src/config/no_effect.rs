@@ -99,14 +99,6 @@ pub(crate) const KEYS: &[Key] = &[
         "the addresses of a peer are all tried, the first that answers is used",
     ),
     row(
-        "oraclePath",
-        Owner::File,
-        "",
-        "File that breaks ties between two servers",
-        Shape::Text,
-        "not there yet: of two servers both are needed, which is safe and less available",
-    ),
-    row(
         "quorum.cnxn.threads.size",
         Owner::File,
         "20",

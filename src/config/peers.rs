@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use crate::config::ClientAddress;
 use crate::draft::PeersDraft;
@@ -34,6 +35,8 @@ pub struct PeersConfig {
     pub local_sessions: bool,
     /// `localSessionsUpgradingEnabled`: until it needs more, instead of being refused.
     pub local_sessions_upgrading: bool,
+    /// `oraclePath`: the file that lets one of two servers go on without the other.
+    pub oracle_path: Option<PathBuf>,
 }
 
 /// The members of an ensemble and how they decide.
@@ -239,6 +242,11 @@ pub(crate) fn settle(
             ));
         }
     }
+    if draft.oracle_path.is_some() && membership.voters() != 2 {
+        // ZK: QuorumOracleMaj.containsQuorum
+        let text = "the oracle has a say only where exactly two servers vote";
+        notices.push(Notice::warning(&raw.at("oraclePath"), text.to_owned()));
+    }
     match problems.is_empty() {
         true => Ok(PeersConfig {
             id: id.unwrap_or_default(),
@@ -255,6 +263,7 @@ pub(crate) fn settle(
             read_only_mode: draft.read_only_mode,
             local_sessions: draft.local_sessions,
             local_sessions_upgrading: draft.local_sessions_upgrading,
+            oracle_path: draft.oracle_path.clone(),
         }),
         false => Err(problems),
     }

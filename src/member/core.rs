@@ -273,6 +273,11 @@ impl<D: Disk> Core<D> {
         self.watch_election();
     }
 
+    /// What the oracle says, when that is new.
+    pub fn hear_oracle(&mut self, grants: bool) {
+        self.input(Input::Oracle { grants });
+    }
+
     /// Takes one message.
     pub fn hear(&mut self, message: ClientMessage) {
         match self.standing {

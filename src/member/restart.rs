@@ -36,7 +36,10 @@ pub fn zab_of_member(
     initialize: bool,
     core_tick_ms: u64,
 ) -> Result<Replica<Bytes>, EnsembleError> {
-    let ensemble = ensemble(&membership(settings, config, &data.tree))?;
+    let mut ensemble = ensemble(&membership(settings, config, &data.tree))?;
+    if config.oracle_path.is_some() {
+        ensemble = ensemble.with_oracle();
+    }
     let timing = Timing::new(
         settings.config.ensemble.tick_ms.into(),
         config.init_limit.into(),

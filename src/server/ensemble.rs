@@ -12,6 +12,7 @@ use ringkeeper_storage::Recovered;
 use ringkeeper_zab::Replica;
 
 use crate::fatal::Reason;
+use crate::oracle::Oracle;
 use crate::peer_loop::TICK_MS;
 
 /// Bytes of a packet beside its transaction or request.
@@ -37,6 +38,16 @@ pub(crate) fn bind(settings: &Settings, config: &PeersConfig) -> anyhow::Result<
     BoundPeers::bind(peers)
         .context("listen for the other members")
         .context(Reason::Address)
+}
+
+/// The oracle, if there is one. It is asked twice a tick, as a leader of Apache's does.
+///
+/// # Errors
+/// When there is no thread to ask it.
+pub(crate) fn oracle(settings: &Settings, config: &PeersConfig) -> anyhow::Result<Option<Oracle>> {
+    let tick = Duration::from_millis(settings.config.ensemble.tick_ms.into());
+    let path = config.oracle_path.clone();
+    path.map(|path| Oracle::ask(path, tick / 2)).transpose()
 }
 
 /// Zab, as a member that has recovered `data`. With `initialize` the operator says that nothing was lost,

@@ -21,6 +21,7 @@ mod link;
 mod logging;
 mod messages;
 mod monitor;
+mod oracle;
 mod outbox;
 mod peer_loop;
 mod placement;

@@ -8,6 +8,7 @@ use ringkeeper_peers::{PeerEvent, PeerLinks};
 use ringkeeper_storage::Disk;
 use ringkeeper_transport::timeout;
 
+use crate::oracle::Oracle;
 use crate::replica::Replica;
 use crate::replica_loop::turn;
 
@@ -19,7 +20,12 @@ pub(crate) const TICK_MS: u64 = 10;
 const LATE_TICKS_MAX: u32 = 3;
 
 /// Takes events until it is cancelled.
-pub(crate) async fn run<D: Disk>(replica: Rc<RefCell<Replica<D>>>, links: PeerLinks) {
+pub(crate) async fn run<D: Disk>(
+    replica: Rc<RefCell<Replica<D>>>,
+    links: PeerLinks,
+    oracle: Option<Oracle>,
+) {
+    let mut oracle_grants = false;
     let tick = Duration::from_millis(TICK_MS);
     let mut next_tick = Instant::now();
     let mut events = Vec::new();
@@ -41,6 +47,12 @@ pub(crate) async fn run<D: Disk>(replica: Rc<RefCell<Replica<D>>>, links: PeerLi
             let now = Instant::now();
             let earliest = now.checked_sub(tick * LATE_TICKS_MAX);
             next_tick = earliest.map_or(next_tick, |earliest| next_tick.max(earliest));
+            let grants = oracle.as_ref().is_some_and(Oracle::grants);
+            if grants != oracle_grants {
+                oracle_grants = grants;
+                tracing::info!(grants, "the oracle");
+                replica.core.hear_oracle(grants);
+            }
             while next_tick <= now {
                 replica.core.tick();
                 next_tick += tick;

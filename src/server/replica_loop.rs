@@ -15,6 +15,7 @@ use ringkeeper_transport::{sleep, spawn_local};
 use crate::clock;
 use crate::fatal::{self, Reason};
 use crate::messages::CoreMessage;
+use crate::oracle::Oracle;
 use crate::peer_loop;
 use crate::replica::Replica;
 
@@ -31,6 +32,7 @@ pub(crate) async fn run<D: Disk>(
     store: Store<D>,
     mut inbox: Receiver<CoreMessage>,
     links: Option<PeerLinks>,
+    oracle: Option<Oracle>,
 ) {
     let maintenance = spawn_local(replica.borrow().core.log().maintenance());
     let changes = Rc::new(Cell::new(0));
@@ -49,7 +51,7 @@ pub(crate) async fn run<D: Disk>(
             Rc::clone(&changes),
         )),
     ];
-    let peers = links.map(|links| spawn_local(peer_loop::run(Rc::clone(&replica), links)));
+    let peers = links.map(|links| spawn_local(peer_loop::run(Rc::clone(&replica), links, oracle)));
     turn(&replica);
     let mut messages = Vec::new();
     while !replica.borrow().shards_have_stopped() {

@@ -280,10 +280,13 @@ async fn run_first(
     let shards = place.links.shards.iter().cloned().map(Outbox::new);
     let links = peers.map(BoundPeers::start).transpose();
     let links = links.context("listen for other members")?;
+    let members = settings.config.peers.as_ref();
+    let oracle = members.map(|config| ensemble::oracle(settings, config));
+    let oracle = oracle.transpose()?.flatten();
     let senders = TreeSenders::new(core_mailbox, cpus.beside);
     let replica = Replica::new(core, shards.collect(), links.clone(), senders, snapshots);
     let replica = Rc::new(RefCell::new(replica));
-    let core = spawn_local(replica_loop::run(replica, store, inbox, links));
+    let core = spawn_local(replica_loop::run(replica, store, inbox, links, oracle));
     run_shard(place, tree, standing, cursor).await?;
     core.await;
     Ok(())

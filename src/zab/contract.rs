@@ -212,6 +212,12 @@ pub enum Input<P> {
         /// Whose it is.
         origin: SyncOrigin,
     },
+    /// The oracle of an ensemble of two has answered: whether this server may decide without the other. It is asked
+    /// again and again, and denies until it has answered.
+    Oracle {
+        /// Its answer.
+        grants: bool,
+    },
     /// Give up the role, for a reason that Zab cannot see: a limping disk, a hand-over, a digest that
     /// differs.
     GiveUp {

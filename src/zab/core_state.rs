@@ -31,6 +31,8 @@ pub(crate) struct CoreState {
     pub(crate) new_ensemble: bool,
     /// The log cannot be brought in line by a leader's DIFF or TRUNC: ask for a snapshot.
     pub(crate) wants_snapshot: bool,
+    /// The oracle's last answer.
+    pub(crate) oracle_grants: bool,
     /// Voters without an election connection.
     pub(crate) unreachable: BTreeSet<ServerId>,
     pub(crate) now: Moment,
@@ -68,6 +70,7 @@ impl CoreState {
             damaged: recovered.damaged,
             new_ensemble: false,
             wants_snapshot: false,
+            oracle_grants: false,
             unreachable: BTreeSet::new(),
             now: Moment(0),
         }

@@ -170,6 +170,13 @@ impl Election {
         self.decide(core)
     }
 
+    /// Whether it has asked the other voter more than once, and got no vote (ZK: `revalidateVoteset`).
+    pub(crate) fn is_left_alone(&self, core: &CoreState) -> bool {
+        let asked_again = self.resend_after > core.config.timing.notification_min;
+        let others = self.votes.keys().chain(self.settled.keys());
+        self.votes() && asked_again && others.into_iter().all(|id| *id == self.me)
+    }
+
     /// A peer came, and has not heard of this election.
     pub(crate) fn reachable<P>(&self, peer: ServerId, outputs: &mut Vec<Output<P>>) {
         self.tell(peer, outputs);

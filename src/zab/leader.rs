@@ -820,7 +820,7 @@ impl<P: Clone> Leader<P> {
 
     pub(crate) fn tick(
         &mut self,
-        core: &CoreState,
+        core: &mut CoreState,
         outputs: &mut Vec<Output<P>>,
     ) -> Result<(), Violation> {
         let (now, timing) = (core.now, core.config.timing);
@@ -831,11 +831,29 @@ impl<P: Clone> Leader<P> {
             self.ping_at = now.after(timing.tick_time.div_ceil(2));
             self.ping(outputs);
         }
+        if core.config.ensemble.is_alone() {
+            self.go_on_alone(core, outputs);
+        }
         if now >= self.upkeep_at {
             self.upkeep_at = now.after(timing.tick_time);
             self.check_quorum(core);
         }
         self.drop_silent(core, outputs)
+    }
+
+    /// The oracle may have just let this server decide: what waited for the other one goes on (ZK:
+    /// `revalidateOutstandingProp`).
+    fn go_on_alone(&mut self, core: &mut CoreState, outputs: &mut Vec<Output<P>>) {
+        self.choose_epoch(core, outputs);
+        self.count_promises(core, outputs);
+        self.count_takeovers(core, outputs);
+        self.count_pongs(core, outputs);
+    }
+
+    /// Whether another server that votes is connected.
+    pub(crate) fn has_voter(&self, core: &CoreState) -> bool {
+        let mut learners = self.learners.values();
+        learners.any(|it| !it.observer && core.config.ensemble.is_voter(it.id))
     }
 
     fn ping(&mut self, outputs: &mut Vec<Output<P>>) {

@@ -21,6 +21,10 @@ pub struct Ensemble {
     observers: BTreeSet<ServerId>,
     rule: Rule,
     next: Option<Box<Next>>,
+    /// An oracle may let one of two voters decide alone.
+    has_oracle: bool,
+    /// This server, while the oracle lets it decide alone.
+    alone: Option<ServerId>,
 }
 
 /// A configuration that is known and not active yet.
@@ -113,6 +117,8 @@ impl Ensemble {
             observers: BTreeSet::new(),
             rule: Rule::Majority,
             next: None,
+            has_oracle: false,
+            alone: None,
         }
     }
 
@@ -136,6 +142,8 @@ impl Ensemble {
             observers,
             rule,
             next: None,
+            has_oracle: false,
+            alone: None,
         })
     }
 
@@ -146,6 +154,29 @@ impl Ensemble {
         self.version = version;
         self.text = text.into();
         self
+    }
+
+    /// The same ensemble with an oracle: where two servers vote, it may let one of them decide without the other
+    /// (ZK: `QuorumOracleMaj`).
+    #[must_use]
+    pub const fn with_oracle(mut self) -> Self {
+        self.has_oracle = true;
+        self
+    }
+
+    /// Whether an oracle may let one of the voters decide alone.
+    pub(crate) fn heeds_oracle(&self) -> bool {
+        self.has_oracle && self.voters.len() == 2
+    }
+
+    /// Lets `server` decide alone, or nobody.
+    pub(crate) fn let_alone(&mut self, server: Option<ServerId>) {
+        self.alone = server.filter(|_| self.heeds_oracle());
+    }
+
+    /// Whether this server decides alone.
+    pub(crate) const fn is_alone(&self) -> bool {
+        self.alone.is_some()
     }
 
     /// The configuration's version: the zxid that established it, 0 for one from a file.
@@ -202,7 +233,9 @@ impl Ensemble {
     /// Makes the next configuration the active one.
     pub(crate) fn activate_next(&mut self) {
         if let Some(next) = self.next.take() {
+            let has_oracle = self.has_oracle;
             *self = next.ensemble;
+            self.has_oracle = has_oracle;
         }
     }
 
@@ -253,12 +286,19 @@ impl Ensemble {
     /// Whether those for which `counts` is true may have decided anything, in the active configuration or in the
     /// next one, which may be active elsewhere.
     pub(crate) fn may_have_decided(&self, mut counts: impl FnMut(ServerId) -> bool) -> bool {
+        if self.heeds_oracle() {
+            // It may have let one of them.
+            return self.voters.iter().any(|id| counts(*id));
+        }
         let next = self.next.as_ref();
         self.is_active_quorum(&mut counts)
             || next.is_some_and(|next| next.ensemble.is_active_quorum(&mut counts))
     }
 
     fn is_active_quorum(&self, counts: &mut dyn FnMut(ServerId) -> bool) -> bool {
+        if self.alone.is_some_and(&mut *counts) {
+            return true;
+        }
         match &self.rule {
             Rule::Majority => {
                 let agreeing = self.voters.iter().filter(|id| counts(**id)).count();
@@ -428,6 +468,26 @@ mod tests {
         ensemble.activate_next();
         assert_eq!(ensemble, later.described(7, "next"));
         assert!(!ensemble.is_voter(ServerId(1)));
+    }
+
+    #[test]
+    fn an_oracle_lets_one_of_two_decide_and_none_of_three() {
+        let (me, other) = (ServerId(1), ServerId(2));
+        let mut two = Ensemble::majority([me, other], []).unwrap();
+        two.let_alone(Some(me));
+        assert!(!two.is_alone(), "it has no oracle");
+        let mut two = two.with_oracle();
+        let decides = |ensemble: &Ensemble, id| ensemble.is_quorum(|of| of == id);
+        assert!(!decides(&two, me));
+        two.let_alone(Some(me));
+        assert!(decides(&two, me) && !decides(&two, other));
+        assert_eq!(two.reached_by_quorum(|id| (id == me).then_some(7)), Some(7));
+        two.let_alone(None);
+        assert!(!decides(&two, me));
+        let mut three = Ensemble::majority([me, other, ServerId(3)], []).unwrap();
+        three = three.with_oracle();
+        three.let_alone(Some(me));
+        assert!(!decides(&three, me));
     }
 
     #[test]

@@ -65,6 +65,10 @@ impl<P: Clone> Replica<P> {
     /// When the caller breaks its side: a zxid that was not assigned here, or a completion of
     /// something that was never asked for. Nothing that a peer sends does that.
     pub fn step(&mut self, input: Input<P>, outputs: &mut Vec<Output<P>>) -> Result<(), Violation> {
+        if let Input::Oracle { grants } = input {
+            self.core.oracle_grants = grants;
+        }
+        self.heed_oracle();
         let result = match input {
             Input::Tick => self.tick(outputs),
             Input::Received { link, message } => self.received(link, message, outputs),
@@ -82,6 +86,22 @@ impl<P: Clone> Replica<P> {
             self.look(outputs);
         }
         result
+    }
+
+    /// Decides alone as long as the oracle says so and the other voter is not there (ZK: `needOracle`).
+    fn heed_oracle(&mut self) {
+        let core = &mut self.core;
+        if !core.config.ensemble.heeds_oracle() {
+            return;
+        }
+        let is_alone = match &self.phase {
+            Phase::Looking(looking) => looking.election.is_left_alone(core),
+            Phase::Leading(leader) => !leader.has_voter(core),
+            Phase::New | Phase::Learning(_) => false,
+        };
+        let alone = is_alone && core.oracle_grants;
+        let me = core.id();
+        core.config.ensemble.let_alone(alone.then_some(me));
     }
 
     /// Inputs that cannot violate anything.
@@ -189,7 +209,7 @@ impl<P: Clone> Replica<P> {
                 | Input::Sync { .. },
                 _,
             ) => {}
-            (Input::Tick | Input::Received { .. }, _) => {}
+            (Input::Tick | Input::Received { .. } | Input::Oracle { .. }, _) => {}
         }
     }
 
@@ -204,7 +224,7 @@ impl<P: Clone> Replica<P> {
                 let elected = looking.election.tick(&self.core, outputs);
                 self.settle(elected, outputs);
             }
-            (Phase::Leading(leader), _) => return leader.tick(&self.core, outputs),
+            (Phase::Leading(leader), _) => return leader.tick(&mut self.core, outputs),
             (Phase::Learning(learner), _) => learner.tick(&self.core),
         }
         Ok(())
@@ -232,6 +252,8 @@ impl<P: Clone> Replica<P> {
             return;
         }
         self.core.new_ensemble = false;
+        // The other one has to have had its chance first.
+        self.core.config.ensemble.let_alone(None);
         let mut election = Election::begin(&self.core, self.round, outputs);
         let elected = election.tick(&self.core, outputs);
         self.phase = Phase::Looking(Looking {

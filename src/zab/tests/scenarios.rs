@@ -2,6 +2,8 @@
 //! once or several times. `UPDATE=1` rewrites the outputs; the difference is the review.
 //!
 //! ```text
+//! ensemble 2 oracle=1       two voters, one of which an oracle may let decide alone
+//! oracle 1 [grants=1]       the oracle tells server 1 to go on alone, or not to
 //! ensemble 3 [observers=1]  three voters, and observers after them; all are down
 //! start 1 2 3               start servers
 //! settle [hold=2]           everything happens but time; the disks of the held do nothing
@@ -24,7 +26,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use ringkeeper_proto::ServerId;
-use ringkeeper_zab::{Ensemble, Role, Timing};
+use ringkeeper_zab::{Ensemble, Input, Role, Timing};
 
 use cluster::Cluster;
 
@@ -131,7 +133,12 @@ impl Scenario {
         };
         if name == "ensemble" {
             let (voters, observers) = (numbers[0], option("observers").unwrap_or(0));
-            self.cluster = Some(new_cluster(voters, observers));
+            let mut cluster = new_cluster(voters, observers);
+            if option("oracle").is_some() {
+                cluster.config = cluster.config.with_oracle();
+                cluster.has_oracle = true;
+            }
+            self.cluster = Some(cluster);
             return;
         }
         if name == "settle" {
@@ -168,6 +175,10 @@ impl Scenario {
             "crash" => {
                 let keep = usize::try_from(option("keep").unwrap_or(0)).expect("small");
                 cluster.crash(ids[0], keep, 0);
+            }
+            "oracle" => {
+                let grants = option("grants") == Some(1);
+                cluster.step(ids[0], Input::Oracle { grants });
             }
             "wipe" => cluster.node(ids[0]).disk.wipe(),
             "part" => cluster.part(ids[0], ids[1]),
