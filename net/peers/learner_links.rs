@@ -22,7 +22,7 @@ use ringkeeper_zab::{LinkId, Message};
 
 use crate::contract::{Packet, PeerEvent};
 use crate::events::{EventQueue, Signal, Source};
-use crate::settings::{MemberAddress, PeerSettings, Roster};
+use crate::settings::{Member, MemberAddress, PeerSettings, Roster};
 use crate::wire::{self, Peer};
 
 /// Links at most; beyond, new ones are closed at once.
@@ -59,6 +59,8 @@ struct Shared {
     links: RefCell<BTreeMap<LinkId, Rc<Link>>>,
     /// The number of the last link.
     last: Cell<u64>,
+    /// Where the next search for a follower that serves observers begins.
+    next_master: Cell<usize>,
     /// Those with packets queued since the last flush.
     dirty: RefCell<Vec<Rc<Link>>>,
 }
@@ -101,6 +103,7 @@ impl LearnerLinks {
                 queue,
                 links: RefCell::default(),
                 last: Cell::new(0),
+                next_master: Cell::new(std::process::id() as usize),
                 dirty: RefCell::default(),
             }),
             connecting: RefCell::default(),
@@ -301,8 +304,53 @@ async fn accept(shared: Rc<Shared>, mut listener: Listener) {
     }
 }
 
-/// A connection to one of the leader's addresses.
+/// A connection to whom this server learns from: the leader, or for an observer a follower that serves such.
 async fn reach(shared: &Shared, leader: ServerId) -> io::Result<Connection> {
+    match reach_master(shared, leader).await {
+        Some(connection) => Ok(connection),
+        None => reach_leader(shared, leader).await,
+    }
+}
+
+/// As an observer: a connection to a follower that serves observers (ZK: `QuorumPeer.findLearnerMaster`). Each time the
+/// search begins with the next one, and where with is left to chance, lest all observers go to the same.
+async fn reach_master(shared: &Shared, leader: ServerId) -> Option<Connection> {
+    let settings = &shared.settings;
+    let port = settings.observer_master_port?;
+    let masters: Vec<(ServerId, Member)> = {
+        let roster = shared.roster.borrow();
+        if roster.get(&settings.id).is_none_or(|own| own.votes) {
+            return None;
+        }
+        let voters = roster.iter().filter(|(id, it)| it.votes && **id != leader);
+        voters.map(|(id, it)| (*id, it.clone())).collect()
+    };
+    let first = shared.next_master.get();
+    shared.next_master.set(first.wrapping_add(1));
+    for at in 0..masters.len() {
+        let (id, master) = &masters[first.wrapping_add(at) % masters.len()];
+        let options = ConnectOptions {
+            patience: settings.connect_patience,
+            keepalive: Some(KEEPALIVE),
+            limits: connection_limits(settings),
+        };
+        let reached = match addresses_of(&master.addresses, |_| port).await {
+            Ok(addrs) => connect_any(&addrs, options).await,
+            Err(error) => Err(error),
+        };
+        match reached {
+            Ok(connection) => {
+                tracing::info!(master = %id, addr = %connection.peer_addr(), "learn from a follower");
+                return Some(connection);
+            }
+            Err(error) => tracing::debug!(master = %id, %error, "connect to a follower"),
+        }
+    }
+    None
+}
+
+/// A connection to one of the leader's addresses.
+async fn reach_leader(shared: &Shared, leader: ServerId) -> io::Result<Connection> {
     let started = Instant::now();
     let settings = &shared.settings;
     let member = shared.roster.borrow().get(&leader).cloned();

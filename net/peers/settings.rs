@@ -20,6 +20,8 @@ pub struct PeerSettings {
     /// Tell peers all own election addresses and not only the first (`multiAddress.enabled`): servers
     /// older than ZooKeeper 3.6 do not understand that.
     pub tell_all_addresses: bool,
+    /// As an observer: where followers may serve observers (`observerMasterPort`). They are tried before the leader.
+    pub observer_master_port: Option<u16>,
     /// How long a peer may take to answer an attempt to connect, and to say who it is
     /// (`cnxTimeout`).
     pub connect_patience: Duration,
@@ -78,6 +80,7 @@ impl PeerSettings {
             members,
             listen_on_all: false,
             tell_all_addresses: false,
+            observer_master_port: None,
             connect_patience: Duration::from_secs(5),
             leader_patience: Duration::from_secs(20),
             silence_max: Duration::from_secs(20),

@@ -48,6 +48,7 @@ pub(crate) struct PeersDraft {
     pub(crate) local_sessions: bool,
     pub(crate) local_sessions_upgrading: bool,
     pub(crate) oracle_path: Option<PathBuf>,
+    pub(crate) observer_master_port: Option<u16>,
     /// `peerType`, once set.
     pub(crate) observes: Option<bool>,
 }
@@ -65,6 +66,7 @@ impl Default for PeersDraft {
             local_sessions: false,
             local_sessions_upgrading: false,
             oracle_path: None,
+            observer_master_port: None,
             observes: None,
         }
     }

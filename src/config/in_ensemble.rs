@@ -75,6 +75,15 @@ pub(crate) const KEYS: &[Key] = &[
         "Members may have several addresses; servers older than 3.6 do not understand them",
         |draft, value| draft.peers.several_addresses = value,
     ),
+    int(
+        "observerMasterPort",
+        Owner::File,
+        "0",
+        "Where Apache's followers serve observers: an observer tries them before the leader. A voter serves none here",
+        |draft, value| {
+            draft.peers.observer_master_port = u16::try_from(value).ok().filter(|port| *port > 0);
+        },
+    ),
     Key {
         name: "oraclePath",
         owner: Owner::File,

@@ -43,20 +43,12 @@ pub(crate) const KEYS: &[Key] = &[
         "what an observer has received is in its log in any case",
     ),
     row(
-        "observerMasterPort",
-        Owner::File,
-        "0",
-        "Port on which a follower serves observers",
-        Shape::Int,
-        "not there yet: observers follow the leader itself",
-    ),
-    row(
         "observerMaster.sizeLimit",
         Owner::Property,
         "33554432",
         "Bytes of proposals kept for observers",
         Shape::Int,
-        "not there yet: observers follow the leader itself",
+        "not there yet: a follower here serves no observers",
     ),
     row(
         "observer.reconnectDelayMs",

@@ -37,6 +37,8 @@ pub struct PeersConfig {
     pub local_sessions_upgrading: bool,
     /// `oraclePath`: the file that lets one of two servers go on without the other.
     pub oracle_path: Option<PathBuf>,
+    /// `observerMasterPort`: where followers may serve observers, which try them before the leader.
+    pub observer_master_port: Option<u16>,
 }
 
 /// The members of an ensemble and how they decide.
@@ -247,6 +249,16 @@ pub(crate) fn settle(
         let text = "the oracle has a say only where exactly two servers vote";
         notices.push(Notice::warning(&raw.at("oraclePath"), text.to_owned()));
     }
+    let votes = id
+        .and_then(|id| membership.members.get(&id))
+        .is_some_and(|it| it.votes);
+    if draft.observer_master_port.is_some() && votes {
+        let text = "not there yet for a voter here: observers go to an Apache follower or to the leader";
+        notices.push(Notice::warning(
+            &raw.at("observerMasterPort"),
+            text.to_owned(),
+        ));
+    }
     match problems.is_empty() {
         true => Ok(PeersConfig {
             id: id.unwrap_or_default(),
@@ -264,6 +276,7 @@ pub(crate) fn settle(
             local_sessions: draft.local_sessions,
             local_sessions_upgrading: draft.local_sessions_upgrading,
             oracle_path: draft.oracle_path.clone(),
+            observer_master_port: draft.observer_master_port,
         }),
         false => Err(problems),
     }

@@ -371,3 +371,32 @@ fn a_leader_that_is_not_there_is_told() {
         }
     });
 }
+
+#[test]
+fn an_observer_learns_from_a_follower_and_from_the_leader_when_there_is_none() {
+    on_executor(async {
+        let master = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut settings = settings(3);
+        settings.observer_master_port = Some(master.local_addr().unwrap().port());
+        settings.members.get_mut(&ServerId(3)).unwrap().votes = false;
+        let mut leader = Server::start(&settings, 1);
+        let mut observer = Server::start(&settings, 3);
+        observer.connect(leader.id).await;
+        // It is in the queue already.
+        master.set_nonblocking(true).unwrap();
+        master.accept().unwrap();
+        // A voter goes to the leader.
+        let mut follower = Server::start(&settings, 2);
+        let link = follower.connect(leader.id).await;
+        follower.send(link, Message::UpToDate);
+        follower.links.flush();
+        leader.received().await;
+        assert!(master.accept().is_err());
+
+        drop(master);
+        let link = observer.connect(leader.id).await;
+        observer.send(link, Message::UpToDate);
+        observer.links.flush();
+        leader.received().await;
+    });
+}
