@@ -38,7 +38,7 @@ use zerocopy::{
 use crate::{
     error::StorageError,
     manifest::SnapshotInfo,
-    snapshot_files::{ReadFile, SnapshotFiles, StdFiles, WriteFile as _},
+    snapshot_files::{PIECE_BYTES, ReadFile, SnapshotFiles, StdFiles, WriteFile as _},
     stats::FlushTimes,
 };
 
@@ -51,10 +51,7 @@ const CHECKSUM_FROM: usize = 8;
 pub(crate) const PREFIX: &str = "snapshot-";
 const UNFINISHED: &str = ".tmp";
 /// Written in pieces of this size.
-const WRITE_BYTES: usize = 1 << 20;
-/// What may be dirty in the page cache at most, so that the last flush is short and the log's writes never
-/// queue behind a long one.
-const DIRTY_BYTES_MAX: u64 = 8 << 20;
+const WRITE_BYTES: usize = PIECE_BYTES;
 const PLAIN: u32 = 0;
 const LZ4: u32 = 1;
 /// Bytes before an LZ4 block: its decoded length.
@@ -145,7 +142,6 @@ pub struct SnapshotWriter<F: SnapshotFiles = StdFiles> {
     buffer: Vec<u8>,
     /// Bytes handed over so far, those in `buffer` included.
     offset: u64,
-    flushed: u64,
     index: Vec<RawChunk>,
     pace: Pace,
     times: Option<FlushTimes>,
@@ -196,7 +192,6 @@ impl<F: SnapshotFiles> SnapshotWriter<F> {
             file,
             buffer: Vec::with_capacity(WRITE_BYTES),
             offset: 0,
-            flushed: 0,
             index: Vec::new(),
             pace: Pace::new(bytes_per_second),
             times: None,
@@ -317,15 +312,13 @@ impl<F: SnapshotFiles> SnapshotWriter<F> {
     }
 
     fn write_out(&mut self) -> Result<(), StorageError> {
-        let written = self.offset - self.flushed;
+        let started = Instant::now();
         self.file
             .write_all(&self.buffer)
             .map_err(|error| StorageError::io("write snapshot", &self.temporary, None, error))?;
+        self.count(started);
         self.pace.spend(self.buffer.len());
         self.buffer.clear();
-        if written >= DIRTY_BYTES_MAX {
-            self.flush()?;
-        }
         Ok(())
     }
 
@@ -334,11 +327,14 @@ impl<F: SnapshotFiles> SnapshotWriter<F> {
         self.file
             .flush_durably()
             .map_err(|error| StorageError::io("flush snapshot", &self.temporary, None, error))?;
-        self.flushed = self.offset;
+        self.count(started);
+        Ok(())
+    }
+
+    fn count(&self, started: Instant) {
         if let Some(times) = &self.times {
             times.record(started.elapsed());
         }
-        Ok(())
     }
 }
 
@@ -396,6 +392,14 @@ impl Pace {
             bytes_per_second,
             started: Instant::now(),
             spent: 0,
+        }
+    }
+
+    /// How much may be done at a time.
+    fn piece_bytes(&self) -> usize {
+        match self.bytes_per_second {
+            Some(_) => PIECE_BYTES,
+            None => CHUNK_BYTES_MAX,
         }
     }
 
@@ -540,24 +544,41 @@ impl<R: ReadFile> SnapshotReader<R> {
 
     /// Reads a chunk into `bytes` (replacing what is there), checks it and decompresses it if it is compressed.
     pub fn read_chunk(&self, chunk: &Chunk, bytes: &mut Vec<u8>) -> Result<(), StorageError> {
+        self.read_paced(chunk, bytes, &mut Pace::new(None))
+    }
+
+    fn read_paced(
+        &self,
+        chunk: &Chunk,
+        bytes: &mut Vec<u8>,
+        pace: &mut Pace,
+    ) -> Result<(), StorageError> {
         if !chunk.is_compressed {
-            return self.read_stored(chunk, bytes);
+            return self.read_stored(chunk, bytes, pace);
         }
         let mut stored = Vec::new();
-        self.read_stored(chunk, &mut stored)?;
+        self.read_stored(chunk, &mut stored, pace)?;
         let what = "a compressed chunk cannot be decompressed";
         decompress(&stored, bytes).ok_or_else(|| damaged(&self.path, chunk.offset, what))
     }
 
     /// Reads and checks what is stored of a chunk.
-    fn read_stored(&self, chunk: &Chunk, bytes: &mut Vec<u8>) -> Result<(), StorageError> {
+    fn read_stored(
+        &self,
+        chunk: &Chunk,
+        bytes: &mut Vec<u8>,
+        pace: &mut Pace,
+    ) -> Result<(), StorageError> {
         // The length was held against the file's when the snapshot was opened.
         bytes.resize(chunk.bytes, 0);
-        self.file
-            .read_exact_at(bytes, chunk.offset)
-            .map_err(|error| {
-                StorageError::io("read snapshot", &self.path, Some(chunk.offset), error)
+        let mut offset = chunk.offset;
+        for piece in bytes.chunks_mut(pace.piece_bytes()) {
+            self.file.read_exact_at(piece, offset).map_err(|error| {
+                StorageError::io("read snapshot", &self.path, Some(offset), error)
             })?;
+            offset += piece.len() as u64;
+            pace.spend(piece.len());
+        }
         if crc32c::crc32c(bytes) == chunk.checksum {
             Ok(())
         } else {
@@ -573,8 +594,7 @@ impl<R: ReadFile> SnapshotReader<R> {
         self.file.forget_cached();
         let mut bytes = Vec::new();
         for chunk in &self.chunks {
-            self.read_chunk(chunk, &mut bytes)?;
-            pace.spend(chunk.bytes);
+            self.read_paced(chunk, &mut bytes, pace)?;
         }
         // Neither what was written nor what was just read shall push out somebody else's pages.
         self.file.forget_cached();

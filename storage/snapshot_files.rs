@@ -1,8 +1,16 @@
 //! The file operations of a snapshot, so that a simulated disk can stand in for the system's.
 
-use std::{fs, io, io::Write, num::NonZeroU64, path::Path};
+use std::{
+    fs, io,
+    io::Write,
+    num::NonZeroU64,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    path::Path,
+};
 
-use rustix::fs::Advice;
+use rustix::fs::{Advice, OFlags};
+
+use crate::disk::{BLOCK_BYTES, round_up};
 
 /// Where snapshots are written and read, blocking.
 pub trait SnapshotFiles {
@@ -25,7 +33,7 @@ pub trait SnapshotFiles {
 
 /// A file being written.
 pub trait WriteFile: Write {
-    /// Brings what was written to stable storage.
+    /// Brings what was written to stable storage, once nothing more will be.
     fn flush_durably(&mut self) -> io::Result<()>;
 }
 
@@ -46,11 +54,11 @@ pub trait ReadFile {
 pub struct StdFiles;
 
 impl SnapshotFiles for StdFiles {
-    type Write = fs::File;
+    type Write = DurableFile;
     type Read = fs::File;
 
-    fn create(&self, path: &Path) -> io::Result<fs::File> {
-        fs::File::create(path)
+    fn create(&self, path: &Path) -> io::Result<DurableFile> {
+        DurableFile::create(path)
     }
 
     fn open(&self, path: &Path) -> io::Result<fs::File> {
@@ -70,9 +78,92 @@ impl SnapshotFiles for StdFiles {
     }
 }
 
-impl WriteFile for fs::File {
+/// A file written past the page cache, piece by piece, each durable before the next.
+///
+/// The system's own writeback comes in bursts of megabytes, from any CPU, and what the log writes meanwhile queues behind
+/// them. One piece at a time is all that ever stands in the way of a log write, and the thread that writes it, not the
+/// core, pays for it.
+///
+/// Invariant: `place..place + used` of `memory` is what was written and is not in the file; `offset` is a multiple of
+/// [`BLOCK_BYTES`].
+#[derive(Debug)]
+pub struct DurableFile {
+    file: fs::File,
+    memory: Vec<u8>,
+    /// Where `memory` is aligned.
+    place: usize,
+    used: usize,
+    offset: u64,
+}
+
+/// What is written at a time.
+pub(crate) const PIECE_BYTES: usize = 256 << 10;
+const _: () = assert!(PIECE_BYTES.is_multiple_of(BLOCK_BYTES));
+
+impl DurableFile {
+    fn create(path: &Path) -> io::Result<Self> {
+        let open = |flags: OFlags| {
+            fs::File::options()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .custom_flags(flags.bits().cast_signed())
+                .open(path)
+        };
+        let file = match open(OFlags::DIRECT | OFlags::DSYNC) {
+            // A file system without direct writes; memory is its disk, or a network.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => open(OFlags::DSYNC)?,
+            opened => opened?,
+        };
+        let memory = vec![0; PIECE_BYTES + BLOCK_BYTES];
+        Ok(Self {
+            file,
+            place: memory.as_ptr().align_offset(BLOCK_BYTES),
+            memory,
+            used: 0,
+            offset: 0,
+        })
+    }
+
+    fn piece(&mut self) -> &mut [u8] {
+        let piece = self.memory.get_mut(self.place..self.place + PIECE_BYTES);
+        piece.expect("the memory has room for a piece and its alignment")
+    }
+}
+
+impl Write for DurableFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let used = self.used;
+        let len = bytes.len().min(PIECE_BYTES - used);
+        let (now, _) = bytes.split_at(len);
+        self.piece()[used..used + len].copy_from_slice(now);
+        self.used += len;
+        if self.used == PIECE_BYTES {
+            let offset = self.offset;
+            let piece = self.memory.get(self.place..self.place + PIECE_BYTES);
+            self.file.write_all_at(piece.unwrap_or_default(), offset)?;
+            self.offset += PIECE_BYTES as u64;
+            self.used = 0;
+        }
+        Ok(len)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl WriteFile for DurableFile {
     fn flush_durably(&mut self) -> io::Result<()> {
-        self.sync_all()
+        let (used, offset) = (self.used, self.offset);
+        let stored = round_up(used);
+        self.piece()[used..stored].fill(0);
+        let tail = self.memory.get(self.place..self.place + stored);
+        let tail = tail.expect("a piece is whole blocks");
+        self.file.write_all_at(tail, offset)?;
+        // The padding goes; with it the length becomes durable.
+        self.file.set_len(offset + used as u64)?;
+        self.file.sync_all()
     }
 }
 
@@ -94,5 +185,36 @@ impl ReadFile for fs::File {
     fn forget_cached(&self) {
         // Advice only; a file system that ignores it costs the check some of its worth, nothing else.
         rustix::fs::fadvise(self, 0, None, Advice::DontNeed).unwrap_or_default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_the_length_and_the_bytes_that_were_written() {
+        let dir = tempfile::tempdir().expect("make a directory");
+        let path = dir.path().join("file");
+        let piece = PIECE_BYTES;
+        for len in [
+            0,
+            1,
+            4095,
+            4096,
+            4097,
+            piece - 1,
+            piece,
+            piece + 1,
+            2 * piece + 5000,
+        ] {
+            let bytes: Vec<u8> = (0..251).cycle().take(len).collect();
+            let mut file = StdFiles.create(&path).expect("create");
+            for part in bytes.chunks(10_007) {
+                file.write_all(part).expect("write");
+            }
+            file.flush_durably().expect("flush");
+            assert!(fs::read(&path).expect("read") == bytes, "{len} bytes");
+        }
     }
 }
