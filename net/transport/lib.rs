@@ -25,6 +25,7 @@ pub mod pulse;
 pub mod resolve;
 
 mod chunk;
+mod idle;
 mod port_owner;
 mod readiness;
 mod socket;
@@ -41,6 +42,7 @@ pub use executor::{
     spawn_executor, spawn_local, timeout,
 };
 pub use frame::{FrameDecoder, FrameError};
+pub use idle::run_when_idle;
 pub use probe::{Needs, ProbeError};
 pub use pulse::{Busy, busy};
 pub use resolve::resolve;

@@ -27,13 +27,28 @@ pub enum LoadError {
 /// # Errors
 /// When a write, a flush, or the check at the end fails.
 pub fn write<F: SnapshotFiles>(
-    mut writer: SnapshotWriter<F>,
+    writer: SnapshotWriter<F>,
     tree: &Tree,
 ) -> Result<SnapshotInfo, StorageError> {
+    write_watched(writer, tree, &mut |_| ())
+}
+
+/// As [`write`]; `watch` is told, chunk by chunk, how many bytes of the tree there were so far.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_watched<F: SnapshotFiles>(
+    mut writer: SnapshotWriter<F>,
+    tree: &Tree,
+    watch: &mut dyn FnMut(u64),
+) -> Result<SnapshotInfo, StorageError> {
+    let mut bytes = 0;
     let mut encoder = SnapshotEncoder::new(tree);
     let mut chunk = Vec::with_capacity(CHUNK_LEN);
     while encoder.next_chunk(&mut chunk) {
         writer.push_chunk(TREE_CHUNK, &chunk)?;
+        bytes += chunk.len() as u64;
+        watch(bytes);
     }
     let counts = [tree.node_count(), tree.sessions().len() as u64, 0, 0];
     writer.finish(tree.digest(), counts)

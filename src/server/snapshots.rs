@@ -31,6 +31,10 @@ const READ_AHEAD: usize = 8;
 /// How often the core's executor is looked at while a snapshot is under way.
 const PROBE_PAUSE: Duration = Duration::from_millis(1);
 
+/// A snapshot that is slower than this after a second gets a share of its CPU, whoever else wants it.
+const BYTES_PER_SECOND_MIN: u64 = 16 << 20;
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Snapshots that take longer than this are counted as this: a day in microseconds.
 const TIME_MAX_US: u64 = 86_400_000_000;
 
@@ -118,7 +122,6 @@ impl Snapshots {
             .name("snapshot".into())
             .spawn(move || {
                 threads::run_on(&cpus);
-                threads::step_back();
                 writing.run(&wait_jobs, &core);
             })
             .context("start the snapshot thread")?;
@@ -198,9 +201,15 @@ impl Writing {
         for job in jobs {
             let started = Instant::now();
             let (tree, budget) = match &job {
-                Job::Take(tree, _) => (tree, self.config.bytes_per_second_max),
+                Job::Take(tree, _) => {
+                    threads::step_back();
+                    (tree, self.config.bytes_per_second_max)
+                }
                 // The member waits for it, and serves nobody meanwhile.
-                Job::Keep(tree) => (tree, None),
+                Job::Keep(tree) => {
+                    threads::step_forward();
+                    (tree, None)
+                }
             };
             let written = self.write(budget, tree);
             let written = written.map_err(|error| format!("{error:#}"));
@@ -238,7 +247,16 @@ impl Writing {
         let writer = writer
             .compressed_by(compression)
             .timed_by(&self.flush_times);
-        Ok(ringkeeper_member::snapshot::write(writer, tree)?)
+        let started = Instant::now();
+        let mut watch = |bytes: u64| {
+            // The log grows until the snapshot is there: on a busy machine it must not starve.
+            let due = PATIENCE + Duration::from_millis(bytes * 1000 / BYTES_PER_SECOND_MIN);
+            if started.elapsed() > due {
+                threads::step_forward();
+            }
+        };
+        let written = ringkeeper_member::snapshot::write_watched(writer, tree, &mut watch);
+        Ok(written?)
     }
 }
 

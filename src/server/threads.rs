@@ -3,6 +3,7 @@
 //! A thread inherits the CPUs of the thread that starts it, and executors are pinned: one that is to
 //! run elsewhere has to say so.
 
+use ringkeeper_transport::run_when_idle;
 use rustix::process::setpriority_process;
 use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 
@@ -20,10 +21,27 @@ pub(crate) fn run_on(cpus: &[usize]) {
     }
 }
 
-/// Gives the current thread the lowest priority.
+/// Gives the current thread the lowest priority: it runs when nobody else wants its CPU.
 pub(crate) fn step_back() {
+    be_nicest();
+    set_idle(true);
+}
+
+/// Gives the current thread the smallest share of its CPU that others cannot take from it.
+pub(crate) fn step_forward() {
+    be_nicest();
+    set_idle(false);
+}
+
+fn be_nicest() {
     // On Linux the priority is the thread's, although the call names a process.
     if let Err(error) = setpriority_process(Some(gettid()), NICE_MAX) {
         tracing::warn!(%error, "lower the priority of a thread");
+    }
+}
+
+fn set_idle(is_idle: bool) {
+    if let Err(error) = run_when_idle(is_idle) {
+        tracing::warn!(%error, is_idle, "change the scheduling of a thread");
     }
 }
