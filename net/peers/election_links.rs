@@ -263,6 +263,12 @@ impl Shared {
 
     /// Makes this the peer's connection, instead of an older one.
     fn adopt(self: &Rc<Self>, peer: &Rc<Peer>, write: WriteHalf, read: ReadHalf) {
+        // A network may be lost while a connection over it is up, and the peer be reachable by another address: the
+        // election must not wait for what TCP does by itself, which is a quarter of an hour. (ZK: it probes the
+        // address, `multiAddress.reachabilityCheckEnabled`.)
+        if let Err(error) = write.give_up_after(self.settings.unanswered_max) {
+            tracing::warn!(peer = %peer.id, %error, "bound the time for which a peer may not answer");
+        }
         peer.hang_up();
         peer.incarnation.set(peer.incarnation.get() + 1);
         peer.since.set(Some(Instant::now()));

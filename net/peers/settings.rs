@@ -25,6 +25,9 @@ pub struct PeerSettings {
     /// How long a peer may take to answer an attempt to connect, and to say who it is
     /// (`cnxTimeout`).
     pub connect_patience: Duration,
+    /// For how long a peer may leave what an election sends it unanswered before its connection is given up
+    /// (`multiAddress.reachabilityCheckTimeoutMs`).
+    pub unanswered_max: Duration,
     /// How long a learner tries to reach its leader (`connectToLearnerMasterLimit` or `initLimit`,
     /// times `tickTime`).
     pub leader_patience: Duration,
@@ -82,6 +85,7 @@ impl PeerSettings {
             tell_all_addresses: false,
             observer_master_port: None,
             connect_patience: Duration::from_secs(5),
+            unanswered_max: Duration::from_secs(5),
             leader_patience: Duration::from_secs(20),
             silence_max: Duration::from_secs(20),
             packet_bytes_max: 8 * 1024 * 1024,

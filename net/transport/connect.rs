@@ -103,6 +103,10 @@ mod tests {
             assert_eq!(connection.peer_addr(), addr);
             let (mut read, write) = connection.split();
             assert!(write.socket_options().tcp_nodelay().unwrap());
+            let unanswered = Duration::from_secs(3);
+            write.give_up_after(unanswered).unwrap();
+            let set = write.socket_options().tcp_user_timeout().unwrap();
+            assert_eq!(set, Some(unanswered));
             for round in 0..10_u8 {
                 write.queue().extend_from_slice(&[round; 3]);
                 write.flush().unwrap();

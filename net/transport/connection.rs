@@ -227,6 +227,15 @@ pub struct WriteHalf {
 }
 
 impl WriteHalf {
+    /// Ends the connection when the peer has not acknowledged what was sent for so long: its network is gone, and no
+    /// packet says so.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn give_up_after(&self, unanswered: Duration) -> io::Result<()> {
+        self.shared.socket.give_up_after(unanswered)
+    }
+
     /// The output buffer, to append to. Nothing leaves before [`Self::flush`], which throws the bytes
     /// away on a connection that is closed.
     pub fn queue(&self) -> RefMut<'_, BytesMut> {

@@ -11,6 +11,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::AsyncRead;
 use glommio::net::TcpStream;
@@ -70,6 +71,11 @@ impl StreamSocket {
     pub(crate) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         SockRef::from(self).send_with_flags(bytes, flags)
+    }
+
+    /// Has the kernel end the connection when the peer has not acknowledged what was sent for so long.
+    pub(crate) fn give_up_after(&self, unanswered: Duration) -> io::Result<()> {
+        self.0.socket().set_tcp_user_timeout(Some(unanswered))
     }
 
     /// Ends one or both directions, at once for the peer and for who waits here.

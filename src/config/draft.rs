@@ -43,6 +43,8 @@ pub(crate) struct PeersDraft {
     pub(crate) connect_timeout_ms: u32,
     pub(crate) listen_on_all: bool,
     pub(crate) several_addresses: bool,
+    pub(crate) checks_addresses: bool,
+    pub(crate) check_timeout_ms: u32,
     /// `readonlymode.enabled`, which makes the word `isro` answered as well, also where there is no ensemble.
     pub(crate) read_only_mode: bool,
     pub(crate) local_sessions: bool,
@@ -62,6 +64,8 @@ impl Default for PeersDraft {
             connect_timeout_ms: 5000,
             listen_on_all: false,
             several_addresses: false,
+            checks_addresses: true,
+            check_timeout_ms: 1000,
             read_only_mode: false,
             local_sessions: false,
             local_sessions_upgrading: false,

@@ -75,6 +75,23 @@ pub(crate) const KEYS: &[Key] = &[
         "Members may have several addresses; servers older than 3.6 do not understand them",
         |draft, value| draft.peers.several_addresses = value,
     ),
+    boolean(
+        "multiAddress.reachabilityCheckEnabled",
+        Owner::Property,
+        "true",
+        "Where members may have several addresses, one that does not answer during an election is soon given up for another",
+        |draft, value| draft.peers.checks_addresses = value,
+    ),
+    int(
+        "multiAddress.reachabilityCheckTimeoutMs",
+        Owner::Property,
+        "1000",
+        "Milliseconds for that; `cnxTimeout` where it is off",
+        |draft, value| {
+            let value = u32::try_from(value).ok().filter(|value| *value > 0);
+            draft.peers.check_timeout_ms = value.unwrap_or(1000);
+        },
+    ),
     int(
         "observerMasterPort",
         Owner::File,

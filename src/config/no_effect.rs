@@ -75,22 +75,6 @@ pub(crate) const KEYS: &[Key] = &[
         "the leader takes clients too: serving reads costs it no time of its replica core",
     ),
     row(
-        "multiAddress.reachabilityCheckEnabled",
-        Owner::Property,
-        "true",
-        "Addresses of peers are probed",
-        Shape::Bool,
-        "the addresses of a peer are all tried, the first that answers is used",
-    ),
-    row(
-        "multiAddress.reachabilityCheckTimeoutMs",
-        Owner::Property,
-        "1000",
-        "Milliseconds for that probe",
-        Shape::Int,
-        "the addresses of a peer are all tried, the first that answers is used",
-    ),
-    row(
         "quorum.cnxn.threads.size",
         Owner::File,
         "20",

@@ -29,6 +29,9 @@ pub struct PeersConfig {
     pub listen_on_all: bool,
     /// `multiAddress.enabled`: a member may have several addresses, and tells peers all of them.
     pub several_addresses: bool,
+    /// Milliseconds for which a peer may leave what an election sends it unanswered before another of its addresses is
+    /// tried: `multiAddress.reachabilityCheckTimeoutMs`, or `cnxTimeout` where there is one address.
+    pub unanswered_ms: u32,
     /// `readonlymode.enabled`: without a leader this server serves reads to clients that ask for no more.
     pub read_only_mode: bool,
     /// `localSessionsEnabled`: a new session is known to this server only.
@@ -253,7 +256,8 @@ pub(crate) fn settle(
         .and_then(|id| membership.members.get(&id))
         .is_some_and(|it| it.votes);
     if draft.observer_master_port.is_some() && votes {
-        let text = "not there yet for a voter here: observers go to an Apache follower or to the leader";
+        let text =
+            "not there yet for a voter here: observers go to an Apache follower or to the leader";
         notices.push(Notice::warning(
             &raw.at("observerMasterPort"),
             text.to_owned(),
@@ -272,6 +276,10 @@ pub(crate) fn settle(
             connect_timeout_ms: draft.connect_timeout_ms,
             listen_on_all: draft.listen_on_all,
             several_addresses: draft.several_addresses,
+            unanswered_ms: match draft.several_addresses && draft.checks_addresses {
+                true => draft.check_timeout_ms,
+                false => draft.connect_timeout_ms,
+            },
             read_only_mode: draft.read_only_mode,
             local_sessions: draft.local_sessions,
             local_sessions_upgrading: draft.local_sessions_upgrading,

@@ -30,6 +30,7 @@ pub(crate) fn bind(settings: &Settings, config: &PeersConfig) -> anyhow::Result<
         listen_on_all: config.listen_on_all,
         tell_all_addresses: config.several_addresses,
         observer_master_port: config.observer_master_port,
+        unanswered_max: Duration::from_millis(config.unanswered_ms.into()),
         connect_patience: Duration::from_millis(config.connect_timeout_ms.into()),
         leader_patience: tick * config.connect_limit,
         silence_max: tick * config.init_limit,
