@@ -20,11 +20,13 @@ mod holdings;
 mod manifest;
 mod mend;
 pub mod offline;
+mod preparation;
 mod probe;
 mod purge;
 mod reader;
 mod record;
 mod recovery;
+mod replacement;
 mod scan;
 mod segment;
 #[cfg(feature = "sim")]

@@ -18,7 +18,7 @@ use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
     mem,
-    path::{Path, PathBuf},
+    path::PathBuf,
     rc::Rc,
     task::{Poll, Waker},
     time::Duration,
@@ -28,20 +28,17 @@ use ringkeeper_proto::Zxid;
 
 use crate::{
     batch::{Batch, BatchHeader, BatchKind, BatchLimits, Content, SealedBatch},
-    disk::{BLOCK_BYTES, Disk, Urgency, round_up},
-    error::{Damage, StorageError, is_no_space},
-    manifest::LogStart,
+    disk::{BLOCK_BYTES, Disk, round_up},
+    error::{Damage, StorageError},
     reader::LogReader,
     recovery::{Chain, CleanEnd, Void},
-    segment::{FIRST_BATCH, Segment, SegmentHeader, SegmentMeta, Turn, spare_path},
+    segment::{FIRST_BATCH, Segment, SegmentMeta, Turn},
     stats::LogStats,
     store::LogOptions,
 };
 
 /// Batch memory kept for reuse; more in flight than this allocates.
 const POOL_MAX: usize = 16;
-/// How long to wait before looking for space again.
-const SPACE_RETRY: Duration = Duration::from_secs(1);
 
 /// The log of one server.
 ///
@@ -58,48 +55,48 @@ pub(crate) struct Shared<D: Disk> {
     /// The store's number, in every segment.
     pub(crate) store: u64,
     pub(crate) state: RefCell<State<D>>,
-    turn: Turn,
+    pub(crate) turn: Turn,
     pool: RefCell<Vec<Rc<Content<D::Buffer>>>>,
-    stats: RefCell<LogStats>,
+    pub(crate) stats: RefCell<LogStats>,
 }
 
 /// The log's moving parts.
 pub(crate) struct State<D: Disk> {
-    latched: Option<StorageError>,
+    pub(crate) latched: Option<StorageError>,
     /// Acknowledged history is damaged: nothing is appended to it.
-    damage: Option<Damage>,
-    closed: bool,
+    pub(crate) damage: Option<Damage>,
+    pub(crate) closed: bool,
     /// Sequence of the next batch.
-    next_sequence: u64,
+    pub(crate) next_sequence: u64,
     /// Checksum of the last batch handed over.
-    previous: u32,
+    pub(crate) previous: u32,
     /// The lowest incarnation that this run may use.
-    run: u64,
+    pub(crate) run: u64,
     /// The incarnation of the next prepared segment.
-    next_incarnation: u64,
+    pub(crate) next_incarnation: u64,
     /// The log's last zxid, durable or not.
-    last_zxid: Zxid,
+    pub(crate) last_zxid: Zxid,
     /// The caller's number for what is handed over now.
-    generation: u64,
+    pub(crate) generation: u64,
     /// The highest zxid that the caller said is committed.
-    committed: Zxid,
+    pub(crate) committed: Zxid,
     /// What the last batch says of it.
-    committed_written: Zxid,
+    pub(crate) committed_written: Zxid,
     /// Every batch up to this is durable.
     pub(crate) durable_sequence: u64,
-    durable_through: Zxid,
-    durable_generation: u64,
+    pub(crate) durable_through: Zxid,
+    pub(crate) durable_generation: u64,
     /// A snapshot is taking the log's place; see [`crate::Store::install_snapshot`].
-    is_replaced: bool,
+    pub(crate) is_replaced: bool,
     /// Whether the last batch attests all before it.
-    sealed: bool,
+    pub(crate) sealed: bool,
     /// Batches handed over and not yet durable in order; the front is `durable_sequence + 1`.
     pub(crate) in_flight: VecDeque<InFlight<D::Buffer>>,
-    active: Rc<Segment<D>>,
-    offset: u64,
-    next: Option<Rc<Segment<D>>>,
+    pub(crate) active: Rc<Segment<D>>,
+    pub(crate) offset: u64,
+    pub(crate) next: Option<Rc<Segment<D>>>,
     /// Segments that are to be made ready, in order of their numbers.
-    unready: VecDeque<Rc<Segment<D>>>,
+    pub(crate) unready: VecDeque<Rc<Segment<D>>>,
     /// Segments with batches, oldest first; the last is `active`.
     pub(crate) segments: VecDeque<SegmentMeta>,
     /// Spare files' numbers.
@@ -109,8 +106,8 @@ pub(crate) struct State<D: Disk> {
     /// Voids of lower sequences are not in `voids`: recovery did not read that far back.
     pub(crate) voids_known_from: u64,
     /// Set while no segment can be prepared for want of space.
-    no_space: Option<StorageError>,
-    maintenance: Option<Waker>,
+    pub(crate) no_space: Option<StorageError>,
+    pub(crate) maintenance: Option<Waker>,
 }
 
 /// A batch handed over.
@@ -666,17 +663,17 @@ impl<D: Disk> Shared<D> {
         Some(end)
     }
 
-    fn is_latched(&self) -> bool {
+    pub(crate) fn is_latched(&self) -> bool {
         self.state.borrow().latched.is_some()
     }
 
     /// The latched failure, if any.
-    fn failure(&self) -> Option<StorageError> {
+    pub(crate) fn failure(&self) -> Option<StorageError> {
         self.state.borrow().latched.clone()
     }
 
     /// Makes `error` the answer to everything from now on, unless an earlier one already is.
-    fn latch(&self, error: StorageError) -> StorageError {
+    pub(crate) fn latch(&self, error: StorageError) -> StorageError {
         let mut state = self.state.borrow_mut();
         let first = state.latched.get_or_insert(error).clone();
         state.in_flight.iter_mut().for_each(InFlight::wake);
@@ -686,234 +683,6 @@ impl<D: Disk> Shared<D> {
         drop(state);
         self.turn.wake_waiting();
         first
-    }
-
-    /// Waits until nothing is in flight and the segment after the active one is ready, then says where the log
-    /// begins once a snapshot at `zxid` has taken its place. Nothing is handed over until
-    /// [`Shared::finish_replacement`]; the guard latches the log when that does not come.
-    pub(crate) async fn begin_replacement(
-        self: &Rc<Self>,
-        zxid: Zxid,
-    ) -> Result<(Replacement<D>, LogStart), StorageError> {
-        let last = {
-            let mut state = self.state.borrow_mut();
-            if let Some(error) = &state.latched {
-                return Err(error.clone());
-            }
-            if mem::replace(&mut state.is_replaced, true) {
-                return Err(StorageError::Replaced);
-            }
-            state.next_sequence - 1
-        };
-        let guard = Replacement {
-            shared: Rc::clone(self),
-            finished: false,
-        };
-        self.durable(last).await?;
-        let next = {
-            let mut state = self.state.borrow_mut();
-            match &state.next {
-                Some(next) => Rc::clone(next),
-                None => {
-                    let next = state.new_segment(&self.dir, self.options.segment_bytes);
-                    state.next = Some(Rc::clone(&next));
-                    next
-                }
-            }
-        };
-        self.file_of(&next).await?;
-        let before = Chain {
-            last_zxid: zxid,
-            ..self.state.borrow().chain()
-        };
-        let start = LogStart {
-            segment: next.number,
-            before,
-        };
-        Ok((guard, start))
-    }
-
-    /// The manifest says durably that the log begins at `start`: goes on there. Returns the segments that nothing
-    /// needs any more.
-    pub(crate) fn finish_replacement(
-        &self,
-        mut guard: Replacement<D>,
-        start: LogStart,
-    ) -> Vec<SegmentMeta> {
-        guard.finished = true;
-        let mut state = self.state.borrow_mut();
-        let next = state.next.take().expect("it was made ready for this");
-        let meta = SegmentMeta {
-            number: next.number,
-            incarnation: next.incarnation,
-            bytes: next.bytes,
-            path: next.path.clone(),
-            before: Some(start.before),
-        };
-        let gone = mem::replace(&mut state.segments, VecDeque::from([meta]));
-        state.active = next;
-        state.offset = FIRST_BATCH;
-        state.last_zxid = start.before.last_zxid;
-        state.committed = state.committed.min(state.last_zxid);
-        state.committed_written = state.committed;
-        state.durable_through = state.last_zxid;
-        state.durable_generation = state.generation;
-        // No batch of the new history is there that could be taken for torn.
-        state.sealed = true;
-        state.voids.clear();
-        state.voids_known_from = 0;
-        state.is_replaced = false;
-        state.damage = None;
-        if let Some(waker) = state.maintenance.take() {
-            waker.wake();
-        }
-        gone.into()
-    }
-
-    async fn maintain(&self) {
-        loop {
-            let wanted = {
-                let mut state = self.state.borrow_mut();
-                if state.closed || state.latched.is_some() {
-                    return;
-                }
-                if state.next.is_none() {
-                    state.next = Some(state.new_segment(&self.dir, self.options.segment_bytes));
-                }
-                state.unready.back().cloned()
-            };
-            match wanted {
-                // A failure is latched, and ends the loop above.
-                Some(segment) => drop(self.file_of(&segment).await),
-                None => self.maintenance_wanted().await,
-            }
-        }
-    }
-
-    /// Resolves when the next segment has been taken, or the log closed or failed.
-    async fn maintenance_wanted(&self) {
-        poll_fn(|context| {
-            let mut state = self.state.borrow_mut();
-            if state.closed || state.latched.is_some() || state.next.is_none() {
-                return Poll::Ready(());
-            }
-            state.maintenance = Some(context.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-
-    /// The segment's file, made ready here unless somebody else is at it. Waits for space where there is
-    /// none: what was admitted has its place in the log, and nothing behind it can go first.
-    async fn file_of(&self, segment: &Segment<D>) -> Result<D::File, StorageError> {
-        loop {
-            if let Some(error) = self.failure() {
-                return Err(error);
-            }
-            if let Some(file) = segment.ready() {
-                return Ok(file);
-            }
-            let Some(_turn) = self.turn.take() else {
-                poll_fn(
-                    |context| match self.turn.is_free(context.waker()) || self.is_latched() {
-                        true => Poll::Ready(()),
-                        false => Poll::Pending,
-                    },
-                )
-                .await;
-                continue;
-            };
-            let Some(first) = self.state.borrow().unready.front().cloned() else {
-                continue;
-            };
-            match self.prepare(&first).await {
-                Ok(file) => {
-                    *first.file.borrow_mut() = Some(file);
-                    let mut state = self.state.borrow_mut();
-                    state.unready.pop_front();
-                    state.no_space = None;
-                }
-                Err(error @ StorageError::DiskFull { .. }) => {
-                    if self
-                        .state
-                        .borrow_mut()
-                        .no_space
-                        .replace(error.clone())
-                        .is_none()
-                    {
-                        tracing::warn!(%error, "log writes will be refused");
-                    }
-                    self.disk.sleep(SPACE_RETRY).await;
-                    if self.state.borrow().closed {
-                        return Err(error);
-                    }
-                }
-                Err(error) => return Err(self.latch(error)),
-            }
-        }
-    }
-
-    /// Makes a segment from a spare, or a new file. The name comes last, and is durable before use: a crash
-    /// leaves a spare, never a segment with somebody else's first block.
-    async fn prepare(&self, segment: &Segment<D>) -> Result<D::File, StorageError> {
-        let (file, spare) = self.spare_file(segment).await?;
-        let header = SegmentHeader {
-            number: segment.number,
-            incarnation: segment.incarnation,
-            store: self.store,
-            bytes: segment.bytes,
-        };
-        let block: D::Buffer = header.block();
-        self.disk
-            .write_durable_at(&file, 0, &block)
-            .await
-            .map_err(|error| StorageError::io("write segment header", &spare, Some(0), error))?;
-        self.disk
-            .rename(&spare, &segment.path)
-            .await
-            .map_err(|error| StorageError::io("name log segment", &segment.path, None, error))?;
-        self.disk
-            .sync_dir(&self.dir)
-            .await
-            .map_err(|error| StorageError::io("flush log directory", &self.dir, None, error))?;
-        self.stats.borrow_mut().written_bytes += BLOCK_BYTES as u64;
-        Ok(file)
-    }
-
-    async fn spare_file(&self, segment: &Segment<D>) -> Result<(D::File, PathBuf), StorageError> {
-        let spare = self.state.borrow_mut().spares.pop();
-        if let Some(spare) = spare {
-            let path = spare_path(&self.dir, spare);
-            let file = self.disk.open(&path).await;
-            return match file {
-                Ok(file) => Ok((file, path)),
-                Err(error) => Err(StorageError::io("open spare segment", path, None, error)),
-            };
-        }
-        let path = spare_path(&self.dir, segment.number);
-        let needed = segment.bytes + self.options.free_bytes_min;
-        let available = self
-            .disk
-            .available(&self.dir)
-            .map_err(|error| StorageError::io("measure free space", &self.dir, None, error))?;
-        let full = StorageError::DiskFull {
-            path: self.dir.clone(),
-            needed,
-            available,
-        };
-        if available < needed {
-            return Err(full);
-        }
-        let urgency = |filled| self.state.borrow().urgency(segment, filled);
-        match self.disk.create_zeroed(&path, segment.bytes, urgency).await {
-            Ok(file) => Ok((file, path)),
-            Err(error) if is_no_space(&error) => {
-                // Give back what the attempt took. Left behind it would be removed at the next start.
-                drop(self.disk.remove(&path).await);
-                Err(full)
-            }
-            Err(error) => Err(StorageError::io("fill log segment", path, None, error)),
-        }
     }
 
     /// Takes the disk's answer to the write of `sequence`.
@@ -943,7 +712,7 @@ impl<D: Disk> Shared<D> {
     }
 
     /// Resolves once every batch up to `sequence` is durable.
-    async fn durable(&self, sequence: u64) -> Result<Zxid, StorageError> {
+    pub(crate) async fn durable(&self, sequence: u64) -> Result<Zxid, StorageError> {
         poll_fn(|context| {
             let mut state = self.state.borrow_mut();
             if let Some(error) = &state.latched {
@@ -963,24 +732,9 @@ impl<D: Disk> Shared<D> {
     }
 }
 
-/// A replacement of the log under way. Dropped before it is finished it latches the log: whether the manifest
-/// names the old history or the new one is unknown then.
-pub(crate) struct Replacement<D: Disk> {
-    shared: Rc<Shared<D>>,
-    finished: bool,
-}
-
-impl<D: Disk> Drop for Replacement<D> {
-    fn drop(&mut self) {
-        if !self.finished {
-            self.shared.latch(StorageError::Abandoned);
-        }
-    }
-}
-
 impl<D: Disk> State<D> {
     /// The chain as the next batch sees it.
-    fn chain(&self) -> Chain {
+    pub(crate) fn chain(&self) -> Chain {
         Chain {
             sequence: self.next_sequence - 1,
             checksum: self.previous,
@@ -988,32 +742,6 @@ impl<D: Disk> State<D> {
             last_zxid: self.last_zxid,
             committed: self.committed,
         }
-    }
-
-    /// How much `segment`, which is filled this far, is wanted: it is to be ready when the active one is half full.
-    ///
-    /// A store's first one is filled whole though its seal waits for it: nobody is served yet, and what will be written
-    /// to it is the faster for it.
-    fn urgency(&self, segment: &Segment<D>, filled: u64) -> Urgency {
-        let share = |part: u64, whole: u64| u128::from(part) * u128::from(whole);
-        let is_first = self.durable_sequence == 0;
-        if self.active.ready().is_none() && !is_first {
-            Urgency::Waiting
-        } else if is_first
-            || share(filled, self.active.bytes) < 2 * share(self.offset, segment.bytes)
-        {
-            Urgency::Soon
-        } else {
-            Urgency::Gentle
-        }
-    }
-
-    fn new_segment(&mut self, dir: &Path, bytes: u64) -> Rc<Segment<D>> {
-        let incarnation = self.next_incarnation;
-        self.next_incarnation += 1;
-        let segment = Segment::new(dir, self.active.number + 1, incarnation, bytes);
-        self.unready.push_back(Rc::clone(&segment));
-        segment
     }
 }
 
