@@ -59,7 +59,7 @@ pub use sim_files::{SimRead, SimWrite};
 pub use snapshot::{
     CHUNK_BYTES_MAX, Chunk, Compression, SNAPSHOT_COUNTS, SnapshotReader, SnapshotWriter,
 };
-pub use snapshot_files::{DurableFile, ReadFile, SnapshotFiles, StdFiles, WriteFile};
+pub use snapshot_files::{DurableFile, ReadFile, SnapshotFiles, StdFiles, UncachedFile, WriteFile};
 pub use stats::{FlushTimes, LogStats};
 pub use std_disk::StdDisk;
 pub use store::{Dirs, EpochState, FOLDER, LogOptions, Opened, Recovered, Store, Tail};

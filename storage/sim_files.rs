@@ -41,6 +41,7 @@ impl SimDisk {
 impl SnapshotFiles for SimDisk {
     type Write = SimWrite;
     type Read = SimRead;
+    type Uncached = SimRead;
 
     fn create(&self, path: &Path) -> io::Result<SimWrite> {
         self.blocking_operation()?;
@@ -64,6 +65,10 @@ impl SnapshotFiles for SimDisk {
             disk: self.clone(),
             inode: self.inode_of(path)?,
         })
+    }
+
+    fn open_uncached(&self, path: &Path) -> io::Result<SimRead> {
+        SnapshotFiles::open(self, path)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -52,6 +52,8 @@ pub(crate) const PREFIX: &str = "snapshot-";
 const UNFINISHED: &str = ".tmp";
 /// Written in pieces of this size.
 const WRITE_BYTES: usize = PIECE_BYTES;
+/// Read in pieces of this size when a budget holds: a log write then waits no longer for the device than without.
+const CHECK_BYTES: usize = 64 << 10;
 const PLAIN: u32 = 0;
 const LZ4: u32 = 1;
 /// Bytes before an LZ4 block: its decoded length.
@@ -292,7 +294,9 @@ impl<F: SnapshotFiles> SnapshotWriter<F> {
             bytes: self.offset,
             digest,
         };
-        let reader = SnapshotReader::open_with(&self.files, &self.dir, info)?;
+        let file = self.files.open_uncached(&path);
+        let file = file.map_err(|error| StorageError::io("open snapshot", &path, None, error))?;
+        let reader = SnapshotReader::of_file(&path, file)?.listed_as(info)?;
         reader.verify(&mut self.pace)?;
         Ok(info)
     }
@@ -398,7 +402,7 @@ impl Pace {
     /// How much may be done at a time.
     fn piece_bytes(&self) -> usize {
         match self.bytes_per_second {
-            Some(_) => PIECE_BYTES,
+            Some(_) => CHECK_BYTES,
             None => CHUNK_BYTES_MAX,
         }
     }
@@ -467,21 +471,28 @@ impl<R: ReadFile> SnapshotReader<R> {
         info: SnapshotInfo,
     ) -> Result<Self, StorageError> {
         let path = snapshot_path(dir, info.zxid);
-        let reader = Self::open_path(files, &path)?;
-        if reader.info == info {
-            Ok(reader)
+        Self::open_path(files, &path)?.listed_as(info)
+    }
+
+    fn listed_as(self, info: SnapshotInfo) -> Result<Self, StorageError> {
+        if self.info == info {
+            Ok(self)
         } else {
-            Err(damaged(
-                &path,
-                0,
-                "not the snapshot that the manifest lists",
-            ))
+            let what = "not the snapshot that the manifest lists";
+            Err(damaged(&self.path, 0, what))
         }
     }
 
     fn open_path<F: SnapshotFiles<Read = R>>(files: &F, path: &Path) -> Result<Self, StorageError> {
+        let file = files.open(path);
+        Self::of_file(
+            path,
+            file.map_err(|error| StorageError::io("open snapshot", path, None, error))?,
+        )
+    }
+
+    fn of_file(path: &Path, file: R) -> Result<Self, StorageError> {
         let failed = |error| StorageError::io("open snapshot", path, None, error);
-        let file = files.open(path).map_err(failed)?;
         let len = file.size().map_err(failed)?;
         let parts = Parts {
             path,

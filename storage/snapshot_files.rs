@@ -18,11 +18,15 @@ pub trait SnapshotFiles {
     type Write: WriteFile;
     /// A file being read.
     type Read: ReadFile;
+    /// A file being checked.
+    type Uncached: ReadFile;
 
     /// Makes or empties a file.
     fn create(&self, path: &Path) -> io::Result<Self::Write>;
     /// Opens a file for reading.
     fn open(&self, path: &Path) -> io::Result<Self::Read>;
+    /// Opens a file for reading from the device, whatever the system holds of it in memory.
+    fn open_uncached(&self, path: &Path) -> io::Result<Self::Uncached>;
     /// Renames a file, replacing the target.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
@@ -56,6 +60,7 @@ pub struct StdFiles;
 impl SnapshotFiles for StdFiles {
     type Write = DurableFile;
     type Read = fs::File;
+    type Uncached = UncachedFile;
 
     fn create(&self, path: &Path) -> io::Result<DurableFile> {
         DurableFile::create(path)
@@ -63,6 +68,22 @@ impl SnapshotFiles for StdFiles {
 
     fn open(&self, path: &Path) -> io::Result<fs::File> {
         fs::File::open(path)
+    }
+
+    fn open_uncached(&self, path: &Path) -> io::Result<UncachedFile> {
+        let open = |flags: OFlags| {
+            let flags = flags.bits().cast_signed();
+            fs::File::options()
+                .read(true)
+                .custom_flags(flags)
+                .open(path)
+        };
+        match open(OFlags::DIRECT) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                open(OFlags::empty()).map(UncachedFile)
+            }
+            opened => opened.map(UncachedFile),
+        }
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -188,6 +209,47 @@ impl ReadFile for fs::File {
     }
 }
 
+/// A file read past the page cache, where the file system can.
+///
+/// Reads that fill the page cache are cut and ordered by the system, and a log write waited up to 9 ms behind them.
+#[derive(Debug)]
+pub struct UncachedFile(fs::File);
+
+impl ReadFile for UncachedFile {
+    fn size(&self) -> io::Result<u64> {
+        self.0.size()
+    }
+
+    /// Reads the whole blocks around what is wanted.
+    fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        let block = BLOCK_BYTES as u64;
+        let before = usize::try_from(offset % block).expect("below a block");
+        let len = round_up(before + bytes.len());
+        let mut memory = vec![0; len + BLOCK_BYTES];
+        let place = memory.as_ptr().align_offset(BLOCK_BYTES);
+        let blocks = memory.get_mut(place..place + len).unwrap_or_default();
+        let (start, wanted) = (offset - before as u64, before..before + bytes.len());
+        let mut filled = 0;
+        while filled < wanted.end {
+            let rest = blocks.get_mut(filled..).unwrap_or_default();
+            match self.0.read_at(rest, start + filled as u64) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        bytes.copy_from_slice(blocks.get(wanted).unwrap_or_default());
+        Ok(())
+    }
+
+    fn read_ahead(&self, _offset: u64, _len: u64) {}
+
+    fn forget_cached(&self) {
+        self.0.forget_cached();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,6 +277,19 @@ mod tests {
             }
             file.flush_durably().expect("flush");
             assert!(fs::read(&path).expect("read") == bytes, "{len} bytes");
+            let uncached = StdFiles.open_uncached(&path).expect("open");
+            for at in [0, 1, 4095, 4096, 9000] {
+                let Some(expect) = bytes.get(at..) else {
+                    continue;
+                };
+                let mut found = vec![0; expect.len()];
+                uncached.read_exact_at(&mut found, at as u64).expect("read");
+                assert!(found == expect, "{len} bytes from {at}");
+                found.push(0);
+                let beyond = uncached.read_exact_at(&mut found, at as u64);
+                let kind = beyond.expect_err("it is too short").kind();
+                assert_eq!(kind, io::ErrorKind::UnexpectedEof);
+            }
         }
     }
 }
