@@ -36,6 +36,7 @@ pub fn encode(packet: &Packet, peer: Peer, out: &mut BytesMut) {
             observer,
             accepted_epoch,
             config_version,
+            capabilities,
         } => {
             let kind = match observer {
                 true => PacketKind::ObserverInfo,
@@ -45,7 +46,7 @@ pub fn encode(packet: &Packet, peer: Peer, out: &mut BytesMut) {
                 id: *id,
                 protocol_version: PROTOCOL_VERSION,
                 config_version: *config_version,
-                capabilities: Capabilities::NONE,
+                capabilities: *capabilities,
             };
             put(kind, start_of(*accepted_epoch), Some(&info.encode()));
         }
@@ -112,6 +113,11 @@ pub fn encode(packet: &Packet, peer: Peer, out: &mut BytesMut) {
         Message::Sync => put(PacketKind::Sync, Zxid::ZERO, None),
         Message::Request(body) => put_packet_with_body(out, PacketKind::Request, NO_ZXID, body),
         Message::Revalidate(data) => put(PacketKind::Revalidate, NO_ZXID, Some(data)),
+        Message::NewEpoch { epoch } => put(PacketKind::NewEpoch, start_of(*epoch), None),
+        Message::HandOver { leader, round } => {
+            let leader = leader.to_wire().to_be_bytes();
+            put(PacketKind::HandOver, Zxid(*round), Some(&leader));
+        }
     }
 }
 
@@ -144,12 +150,13 @@ pub fn decode(bytes: &Bytes, nameless: ServerId) -> Result<Option<Packet>, Decod
     let mut rider = Rider::None;
     let message = match packet.kind {
         PacketKind::FollowerInfo | PacketKind::ObserverInfo => {
-            let (id, config_version) = introduced(data.as_deref(), nameless)?;
+            let info = introduced(data.as_deref(), nameless)?;
             Message::LearnerInfo {
-                id,
+                id: info.id,
                 observer: packet.kind == PacketKind::ObserverInfo,
                 accepted_epoch: zxid.epoch(),
-                config_version,
+                config_version: info.config_version,
+                capabilities: info.capabilities,
             }
         }
         PacketKind::LeaderInfo => Message::LeaderInfo {
@@ -201,14 +208,26 @@ pub fn decode(bytes: &Bytes, nameless: ServerId) -> Result<Option<Packet>, Decod
         PacketKind::Sync => Message::Sync,
         PacketKind::Request => Message::Request(packet.into_body()),
         PacketKind::Revalidate => Message::Revalidate(bytes_of(&data)),
+        PacketKind::NewEpoch => Message::NewEpoch {
+            epoch: zxid.epoch(),
+        },
+        PacketKind::HandOver => Message::HandOver {
+            leader: split_designated(&bytes_of(&data))?.0,
+            round: zxid.0,
+        },
     };
     Ok(Some(Packet { message, rider }))
 }
 
-/// Who introduces itself, and with which configuration.
-fn introduced(data: Option<&[u8]>, nameless: ServerId) -> Result<(ServerId, u64), DecodeError> {
+/// Who introduces itself, with which configuration and capabilities.
+fn introduced(data: Option<&[u8]>, nameless: ServerId) -> Result<LearnerInfo, DecodeError> {
     let Some(info) = LearnerInfo::decode(data)? else {
-        return Ok((nameless, 0));
+        return Ok(LearnerInfo {
+            id: nameless,
+            protocol_version: PROTOCOL_VERSION,
+            config_version: 0,
+            capabilities: Capabilities::NONE,
+        });
     };
     // A learner from before ZooKeeper 3.3 knows no epochs.
     if info.protocol_version < PROTOCOL_VERSION {
@@ -217,7 +236,7 @@ fn introduced(data: Option<&[u8]>, nameless: ServerId) -> Result<(ServerId, u64)
             value: info.protocol_version.into(),
         });
     }
-    Ok((info.id, info.config_version))
+    Ok(info)
 }
 
 fn current_epoch(wire: i32) -> Result<Option<Epoch>, DecodeError> {
@@ -275,6 +294,7 @@ mod tests {
             observer,
             accepted_epoch: epoch,
             config_version: 0x0001_0000_0000,
+            capabilities: Capabilities::OF_LEARNER,
         };
         let ack = |current_epoch, last_logged, snapshot| Message::AckEpoch {
             current_epoch,
@@ -288,10 +308,15 @@ mod tests {
             snapshot: true,
             doubted: Some(Zxid(u64::MAX)),
         };
+        let hand_over = Message::HandOver {
+            leader: ServerId(3),
+            round: 7,
+        };
         let request = ForwardedRequest::encode(SessionId(1), 2, 1, b"create", &[]);
         let to_leader = [
             introduction(false),
             introduction(true),
+            hand_over.clone(),
             ack(Some(epoch), Some(zxid), false),
             ack(None, Some(zxid), false),
             ack(None, None, true),
@@ -318,6 +343,8 @@ mod tests {
                 config: Arc::from("server.1=a:1:2\nversion=0"),
             },
             Message::UpToDate,
+            hand_over,
+            Message::NewEpoch { epoch },
             Message::Proposal(proposal()),
             Message::Commit { zxid },
             Message::Inform(proposal()),

@@ -33,6 +33,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// The deletion of empty containers and of expired TTL nodes.
     pub containers: ContainersConfig,
+    /// When a leader gives up leadership by itself.
+    pub limping: LimpingConfig,
     /// Which four-letter words are answered.
     pub words: FourLetterWords,
     /// Which cores do what.
@@ -89,6 +91,8 @@ pub struct FilesConfig {
     pub my_id: Option<i64>,
     /// `ringkeeper.test.diskDelayMs`: what every durable write takes longer, to test with a slow disk.
     pub test_delay_ms: u64,
+    /// `ringkeeper.test.counterMax`: the last counter of an epoch; 0 for Apache's.
+    pub test_counter_max: u32,
 }
 
 /// The client port and its connections.
@@ -338,6 +342,21 @@ impl DigestAlgorithm {
     }
 }
 
+/// When a leader limps, and hands over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimpingConfig {
+    /// `ringkeeper.limping.diskMs`: a durable write that takes so long is bad, if the others are several times as fast; 0:
+    /// none is.
+    pub disk_ms: u64,
+    /// `ringkeeper.limping.networkMs`: a quorum's answers to a PING that take so long are bad; 0: none are.
+    pub network_ms: u64,
+    /// `ringkeeper.limping.sustainedMs`: how long most must be bad.
+    pub sustained_ms: u64,
+    /// `ringkeeper.limping.pauseMs`: a reign is left alone for so long, and so is a leader that nobody could succeed; the
+    /// latter for ever longer.
+    pub pause_ms: u64,
+}
+
 /// The deletion of empty containers and of expired TTL nodes (`ContainerManager`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainersConfig {
@@ -505,6 +524,7 @@ impl Config {
                 create_database: true,
                 my_id: None,
                 test_delay_ms: 0,
+                test_counter_max: 0,
             },
             clients: ClientsConfig {
                 address: ClientAddress {
@@ -528,6 +548,12 @@ impl Config {
                 digest: true,
                 digest_algorithm: DigestAlgorithm::default(),
                 super_digest: None,
+            },
+            limping: LimpingConfig {
+                disk_ms: 200,
+                network_ms: 500,
+                sustained_ms: 5_000,
+                pause_ms: 60_000,
             },
             containers: ContainersConfig {
                 check_interval_ms: 60_000,

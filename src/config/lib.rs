@@ -29,8 +29,8 @@ use no_effect::ENSEMBLE;
 
 pub use config::{
     AuthConfig, ClientAddress, ClientsConfig, Config, ConnectionThrottleConfig, ContainersConfig,
-    Cpus, DigestAlgorithm, EnsembleConfig, FilesConfig, FourLetterWords, Host, LogConfig,
-    LoggedSince, PlacementConfig, ShutdownConfig, SnapshotConfig, ThrottleConfig,
+    Cpus, DigestAlgorithm, EnsembleConfig, FilesConfig, FourLetterWords, Host, LimpingConfig,
+    LogConfig, LoggedSince, PlacementConfig, ShutdownConfig, SnapshotConfig, ThrottleConfig,
 };
 pub use draft::Draft;
 pub use members::Beside;

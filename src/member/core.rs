@@ -32,12 +32,14 @@ use ringkeeper_zab::{Epochs, Input, LogGeneration, Output, Proposal, Replica, Ro
 use crate::core_report::CoreStats;
 use crate::errand::{Done, Errand};
 use crate::learning::Learning;
+use crate::limping::Measuring;
 use crate::messages::{ClientMessage, ClientNotice, Now};
+use crate::moving::Moving;
 use crate::peer_traffic::PeerTraffic;
 use crate::publication::{Answer, Publication, ShardSet, Step};
 use crate::sessions::Sessions;
 use crate::settings::Settings;
-use crate::standing::Standing;
+use crate::standing::{Standing, StandingChange};
 
 /// How many log writes may be on their way at once: one, and a second that fills the device's queue
 /// while the first completes.
@@ -138,6 +140,10 @@ pub struct Core<D: Disk> {
     standing_changed: bool,
     /// When the election began that is under way, in milliseconds.
     pub(crate) electing_since_ms: Option<u64>,
+    /// Whether clients were kept through all changes since the last that was told.
+    keeps_clients: bool,
+    pub(crate) moving: Moving,
+    pub(crate) measuring: Measuring,
     pub(crate) head: Tree,
     /// At a learner: whether `head` is not what is published.
     pub(crate) unpublished: bool,
@@ -210,6 +216,7 @@ impl<D: Disk> Core<D> {
         let mut log = parts.log;
         let batch = log.new_batch();
         let tail = parts.tail.into_iter();
+        let limping = parts.settings.config.limping;
         let mut core = Self {
             settings: parts.settings,
             zab: parts.zab,
@@ -222,6 +229,9 @@ impl<D: Disk> Core<D> {
             standing: Standing::Looking,
             standing_changed: true,
             electing_since_ms: None,
+            keeps_clients: false,
+            moving: Moving::default(),
+            measuring: Measuring::new(limping),
             committed: parts.tree.zxid(),
             published: parts.tree.clone(),
             head: parts.tree,
@@ -270,6 +280,7 @@ impl<D: Disk> Core<D> {
     /// Some time has passed: one of Zab's ticks. Without an ensemble nothing waits for it.
     pub fn tick(&mut self) {
         self.input(Input::Tick);
+        self.watch_itself();
         self.watch_election();
     }
 
@@ -280,6 +291,10 @@ impl<D: Disk> Core<D> {
 
     /// Takes one message.
     pub fn hear(&mut self, message: ClientMessage) {
+        self.hear_or_hold(message);
+    }
+
+    pub(crate) fn hear_now(&mut self, message: ClientMessage) {
         match self.standing {
             // Its connection is being closed.
             Standing::Looking => {}
@@ -335,6 +350,7 @@ impl<D: Disk> Core<D> {
     pub fn next_write(
         &mut self,
     ) -> Option<impl Future<Output = Result<Zxid, StorageError>> + 'static + use<D>> {
+        self.release_held();
         if self.writes_in_flight >= WRITES_IN_FLIGHT_MAX {
             return None;
         }
@@ -370,6 +386,7 @@ impl<D: Disk> Core<D> {
         self.writes_in_flight -= 1;
         let flushed = self.durable();
         self.input(flushed);
+        self.watch_itself();
     }
 
     fn durable(&self) -> Input<Bytes> {
@@ -464,6 +481,7 @@ impl<D: Disk> Core<D> {
             Output::Activate => self.configuration_activated(),
             Output::ChangeRole { role } => self.change_role(role),
             Output::Synced { tag } => self.synced = self.synced.max(tag),
+            Output::HandedOver { outcome } => self.handed_over(outcome),
             output => self.carry_out_at_peers(output),
         }
     }
@@ -513,12 +531,28 @@ impl<D: Disk> Core<D> {
     fn change_role(&mut self, role: Role) {
         // What is committed is told before its clients are.
         let had_led = self.standing.proposes();
+        let standing = Standing::of(role, self.alone);
+        if self.standing.goes_on_as(standing) {
+            tracing::info!(?standing, committed = %self.committed, "another epoch, the same leader");
+            self.stand(standing, true);
+            return;
+        }
+        let moves = standing == Standing::Moving;
         if had_led {
+            if moves {
+                self.seal();
+            }
             self.publish();
         } else {
             self.publish_applied();
         }
-        let standing = Standing::of(role, self.alone);
+        // Who waits for an answer that can no longer be given here has to look for a server again.
+        let keeps_clients = match moves {
+            true => self.sealed.is_empty(),
+            false => self.standing == Standing::Moving && standing.is_serving(),
+        };
+        // Sessions that only this server knows would not outlive the change unharmed.
+        let keeps_clients = keeps_clients && !self.settings.local_sessions();
         let epoch = match standing {
             Standing::Leading(epoch) => Some(epoch.0),
             _ => None,
@@ -531,12 +565,23 @@ impl<D: Disk> Core<D> {
             self.sealed.clear();
             self.head = self.published.clone();
         }
-        self.stand(standing);
+        self.stand(standing, keeps_clients);
         self.synced = self.syncs;
-        // Clients are told by the end of their connections.
-        self.steps.clear();
-        self.events.clear();
-        self.learning.clear();
+        if moves {
+            self.begin_to_move();
+        }
+        if keeps_clients && !moves {
+            self.end_to_move();
+        }
+        if !keeps_clients {
+            // Clients are told by the end of their connections.
+            self.steps.clear();
+            self.events.clear();
+            self.forget_held();
+        }
+        if !(keeps_clients && moves) {
+            self.learning.clear();
+        }
         self.traffic.forget_requests();
         if had_led {
             self.apply_through(self.committed);
@@ -548,14 +593,21 @@ impl<D: Disk> Core<D> {
             );
             self.publish_applied();
             let now_ms = self.now.monotonic_ms();
+            if !keeps_clients {
+                self.sessions.clear();
+            }
             self.sessions.restart(self.head.sessions(), now_ms);
+            self.measuring.begin_reign(now_ms);
+        } else if keeps_clients {
+            self.sessions.keep_own();
         } else {
             self.sessions.clear();
         }
     }
 
     /// Whoever serves clients hears of it at the end of the turn.
-    pub(crate) const fn stand(&mut self, standing: Standing) {
+    pub(crate) const fn stand(&mut self, standing: Standing, keeps_clients: bool) {
+        self.keeps_clients &= keeps_clients;
         self.standing = standing;
         self.standing_changed = true;
     }
@@ -629,8 +681,12 @@ impl<D: Disk> Core<D> {
 
     /// What this server is, if that has changed. Shards hear of it after the publications of the turn and
     /// before its notices.
-    pub fn take_standing(&mut self) -> Option<Standing> {
-        mem::take(&mut self.standing_changed).then_some(self.standing)
+    pub fn take_standing(&mut self) -> Option<StandingChange> {
+        let keeps_clients = mem::replace(&mut self.keeps_clients, true);
+        mem::take(&mut self.standing_changed).then_some(StandingChange {
+            standing: self.standing,
+            keeps_clients,
+        })
     }
 
     /// What the links to other members are to do, in order; to be done at the end of the turn.

@@ -76,6 +76,14 @@ pub struct CoreStats {
     pub(crate) synchronized: Synchronizations,
     /// How this server was, as a learner.
     pub(crate) was_synchronized: Synchronizations,
+    /// Hand-overs of this server's leadership, and those that came to nothing.
+    pub(crate) hand_overs: u64,
+    pub(crate) hand_overs_refused: u64,
+    /// How often this server, as leader, found that it limps.
+    pub(crate) limps: u64,
+    /// How often this server was moved from one leader to another with its clients, and how long they waited last.
+    pub(crate) moves: u64,
+    pub(crate) last_move_ms: u64,
     pub(crate) throttled: u64,
     pub(crate) refused: u64,
     transactions: u64,
@@ -186,6 +194,13 @@ impl<D: Disk> Core<D> {
                 ("diff_received_count", Metric::Integer(taken.diff)),
                 ("trunc_received_count", Metric::Integer(taken.trunc)),
                 ("snap_received_count", Metric::Integer(taken.snap)),
+                ("hand_overs_count", Metric::Integer(stats.hand_overs)),
+                (
+                    "hand_overs_refused_count",
+                    Metric::Integer(stats.hand_overs_refused),
+                ),
+                ("leader_moves_count", Metric::Integer(stats.moves)),
+                ("last_leader_move_ms", Metric::Integer(stats.last_move_ms)),
             ]);
         }
         if matches!(self.standing, Standing::Leading(_)) {
@@ -197,6 +212,19 @@ impl<D: Disk> Core<D> {
                 Metric::Integer(learners.iter().filter(is_one).count() as u64)
             };
             metrics.extend([
+                ("limping_count", Metric::Integer(stats.limps)),
+                (
+                    "own_write_ms",
+                    Metric::Float(self.measuring.own_us as f64 / 1000.0),
+                ),
+                (
+                    "quorum_write_ms",
+                    Metric::Float(self.measuring.others_us as f64 / 1000.0),
+                ),
+                (
+                    "quorum_ping_ms",
+                    Metric::Float(self.measuring.round_us as f64 / 1000.0),
+                ),
                 ("learners", Metric::Integer(learners.len() as u64)),
                 ("synced_followers", count(false, Some(true))),
                 ("synced_observers", count(true, Some(true))),

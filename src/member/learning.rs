@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use bytes::Bytes;
 use ringkeeper_proto::quorum::{ForwardedRequest, Revalidated, Revalidation};
 use ringkeeper_proto::reply::WriteReply;
 use ringkeeper_proto::txn::decode_record;
@@ -13,7 +14,7 @@ use ringkeeper_storage::Disk;
 use ringkeeper_zab::{Input, Message};
 
 use crate::core::{Core, Record};
-use crate::messages::{ClientMessage, ClientNotice, WriteMessage};
+use crate::messages::{ClientMessage, ClientNotice, Now, WriteMessage};
 use crate::publication::{Answer, Attached, ClientKey};
 use crate::replay::agrees;
 use crate::sessions::Holder;
@@ -47,6 +48,8 @@ struct Waiting {
     /// What the client is told if the leader refuses it, whatever the reason.
     refused_as: Option<ZkError>,
     kind: Kind,
+    /// As it was forwarded, or would have been ([`ForwardedRequest`]).
+    request: Bytes,
 }
 
 #[derive(Debug)]
@@ -76,6 +79,20 @@ impl Learning {
         self.is_fuzzy = true;
     }
 
+    /// Takes out all that waits, as its clients asked for it: nobody has proposed it, and it is to be asked again.
+    pub(crate) fn take_back(&mut self, now: Now) -> VecDeque<ClientMessage> {
+        let returning = std::mem::take(&mut self.returning).into_iter();
+        let returning = returning.map(|(session, (from, timeout_ms))| ClientMessage::Reconnect {
+            from,
+            session,
+            timeout_ms,
+        });
+        let waiting = std::mem::take(&mut self.waiting).into_values().flatten();
+        self.syncs.clear();
+        let asked = waiting.filter_map(|it| it.into_message(now));
+        returning.chain(asked).collect()
+    }
+
     fn push(&mut self, session: SessionId, waiting: Waiting) {
         self.waiting.entry(session).or_default().push_back(waiting);
     }
@@ -94,6 +111,28 @@ impl Learning {
     }
 }
 
+impl Waiting {
+    /// As its client asked for it.
+    fn into_message(self, now: Now) -> Option<ClientMessage> {
+        let from = self.to;
+        if let Kind::NewSession { timeout_ms } = self.kind {
+            return Some(ClientMessage::NewSession { from, timeout_ms });
+        }
+        let request = ForwardedRequest::decode(&self.request).ok()?;
+        let identities = request.auth.iter();
+        Some(ClientMessage::Write(WriteMessage {
+            from,
+            session: request.session,
+            xid: Xid(request.cxid),
+            op: OpCode::from_code(request.op)?,
+            body: request.request,
+            identities: identities.map(|(scheme, id)| Id::new(scheme, id)).collect(),
+            keep_before: self.keep_before,
+            arrived_us: now.monotonic_us,
+        }))
+    }
+}
+
 impl<D: Disk> Core<D> {
     pub(crate) fn hear_as_learner(&mut self, message: ClientMessage) {
         match message {
@@ -102,15 +141,17 @@ impl<D: Disk> Core<D> {
             }
             ClientMessage::NewSession { from, timeout_ms } => {
                 let session = self.sessions.next_id();
+                let request = new_session_request(session, timeout_ms);
                 let waiting = Waiting {
                     to: from,
                     cxid: 0,
                     keep_before: false,
                     refused_as: None,
                     kind: Kind::NewSession { timeout_ms },
+                    request: request.clone(),
                 };
                 self.learning.push(session, waiting);
-                self.forward_new_session(session, timeout_ms);
+                self.forward(request);
             }
             ClientMessage::Reconnect {
                 from,
@@ -137,14 +178,12 @@ impl<D: Disk> Core<D> {
     }
 
     fn forward_new_session(&mut self, session: SessionId, timeout_ms: i32) {
-        let body = timeout_ms.to_be_bytes();
-        self.forward(session, 0, OpCode::CreateSession, &body, &[]);
+        self.forward(new_session_request(session, timeout_ms));
     }
 
-    fn forward(&mut self, session: SessionId, cxid: i32, op: OpCode, body: &[u8], ids: &[Id]) {
+    fn forward(&mut self, request: Bytes) {
         // Without a link the role is about to end, and with it the client's connection.
         if let Some(link) = self.zab.leader_link() {
-            let request = ForwardedRequest::encode(session, cxid, op.code(), body, ids);
             self.send(link, Message::Request(request).into());
         }
     }
@@ -183,18 +222,21 @@ impl<D: Disk> Core<D> {
         if op == OpCode::Sync {
             self.learning.syncs.push_back(session);
         }
+        let request =
+            ForwardedRequest::encode(session, cxid, op.code(), &write.body, &write.identities);
         let waiting = Waiting {
             to,
             cxid,
             keep_before,
             refused_as,
             kind,
+            request: request.clone(),
         };
         self.learning.push(session, waiting);
         if is_answered_here {
             self.answer_next(session);
         } else {
-            self.forward(session, cxid, op, &write.body, &write.identities);
+            self.forward(request);
         }
     }
 
@@ -420,4 +462,9 @@ impl<D: Disk> Core<D> {
         };
         self.notices.push(notice);
     }
+}
+
+fn new_session_request(session: SessionId, timeout_ms: i32) -> Bytes {
+    let (op, body) = (OpCode::CreateSession.code(), timeout_ms.to_be_bytes());
+    ForwardedRequest::encode(session, 0, op, &body, &[])
 }

@@ -13,10 +13,12 @@ mod core_report;
 mod core_tests;
 mod errand;
 mod learning;
+mod limping;
 mod local_sessions;
 #[cfg(test)]
 mod member_tests;
 mod messages;
+mod moving;
 mod peer_traffic;
 mod proposing;
 mod publication;
@@ -38,4 +40,4 @@ pub use crate::replay::{Replay, ReplayError, Replayed, replay};
 pub use crate::restart::{Loaded, zab_of_member};
 pub use crate::sessions::Sessions;
 pub use crate::settings::Settings;
-pub use crate::standing::Standing;
+pub use crate::standing::{Standing, StandingChange};

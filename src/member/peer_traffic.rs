@@ -95,6 +95,7 @@ impl<D: Disk> Core<D> {
                 self.input(Input::Disconnected { link });
             }
         }
+        self.watch_itself();
         self.take_forwarded();
     }
 

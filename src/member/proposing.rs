@@ -191,7 +191,7 @@ impl<D: Disk> Core<D> {
     /// asked is told by the end of its connection.
     pub(crate) fn next_zxid(&mut self) -> Option<Zxid> {
         let zxid = self.zab.next_zxid();
-        if zxid.is_none() {
+        if zxid.is_none() && !self.zab.is_paused() {
             tracing::info!("the counter of this epoch is used up: another begins");
             let resynchronize = false;
             self.input(Input::GiveUp { resynchronize });
@@ -251,7 +251,9 @@ impl<D: Disk> Core<D> {
 
     /// Executes what learners have forwarded.
     pub(crate) fn take_forwarded(&mut self) {
-        while let Some((link, request)) = self.traffic.forwarded.pop_front() {
+        while !self.zab.is_paused()
+            && let Some((link, request)) = self.traffic.forwarded.pop_front()
+        {
             if self.standing.proposes() {
                 self.forwarded(link, &request);
             }
@@ -361,10 +363,18 @@ impl<D: Disk> Core<D> {
     /// Closes the sessions that have expired.
     pub fn expire_sessions(&mut self) {
         self.expire_local_sessions();
-        if !self.standing.proposes() {
+        // Who has come back may be among those that wait.
+        self.release_held();
+        if !self.standing.proposes() || self.is_held() {
             return;
         }
-        for session in self.sessions.expired(self.now.monotonic_ms()) {
+        let now_ms = self.now.monotonic_ms();
+        for session in self.sessions.expired(now_ms) {
+            if self.is_held() {
+                // The one before was the last of its epoch.
+                self.sessions.postpone(session, now_ms);
+                continue;
+            }
             tracing::info!(%session, "session expired");
             self.stats.sessions_expired += 1;
             let Some(closed) = self.sessions.close(session) else {
@@ -394,7 +404,8 @@ impl<D: Disk> Core<D> {
     pub fn delete_container(&mut self, path: &str) {
         // The sweep looked at what is published, and this znode may be on its way out already.
         let is_empty = |node: Node<'_>| node.num_children() == 0;
-        if !self.standing.proposes() || !self.head.get(path).is_some_and(is_empty) {
+        if !self.standing.proposes() || self.is_held() || !self.head.get(path).is_some_and(is_empty)
+        {
             return;
         }
         self.own(

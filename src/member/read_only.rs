@@ -26,7 +26,7 @@ impl<D: Disk> Core<D> {
                 tracing::info!("a leader is found: read-only clients have to come again");
                 self.sessions.clear();
                 self.steps.clear();
-                self.stand(Standing::Looking);
+                self.stand(Standing::Looking, false);
             }
             return;
         }
@@ -37,7 +37,7 @@ impl<D: Disk> Core<D> {
             && now_ms.saturating_sub(since_ms) >= after_ms
         {
             tracing::info!(zxid = %self.published.zxid(), "no leader: serving reads only");
-            self.stand(Standing::ReadOnly);
+            self.stand(Standing::ReadOnly, false);
         }
     }
 

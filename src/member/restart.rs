@@ -62,7 +62,10 @@ pub fn zab_of_member(
         damaged: recovered.holdings.damage.is_some(),
         initialize: was_alone || initialize,
     };
-    let config = Config::member(ServerId(config.id), ensemble, timing);
+    let mut config = Config::member(ServerId(config.id), ensemble, timing);
+    if settings.config.files.test_counter_max > 0 {
+        config.counter_max = settings.config.files.test_counter_max;
+    }
     Ok(Replica::new(config, recovered))
 }
 

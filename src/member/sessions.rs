@@ -98,15 +98,37 @@ impl Sessions {
         session
     }
 
-    /// Forgets every session, and takes these, each with its full time-out: a reign begins.
+    /// Takes all sessions there are, each with its full time-out: a reign begins. Those that clients of this server
+    /// hold stay theirs; others that were here are forgotten.
     pub(crate) fn restart(&mut self, all: impl Iterator<Item = (SessionId, i32)>, now_ms: u64) {
+        let mut own = mem::take(&mut self.sessions);
         self.clear();
         for (session, timeout_ms) in all {
-            self.insert(session, timeout_ms, Holder::Nobody, now_ms);
             if self.is_numbered_here(session) && session.0 >= self.next_id.0 {
                 self.next_id = SessionId(session.0.wrapping_add(1));
             }
+            if let Some(entry) = own.remove(&session) {
+                // Its client's connection goes on touching what it was given.
+                entry.touch.touch(now_ms);
+                let timeout_ms = duration(entry.timeout_ms);
+                self.expiry.schedule(session, now_ms, timeout_ms);
+                self.sessions.insert(session, entry);
+                continue;
+            }
+            self.insert(session, timeout_ms, Holder::Nobody, now_ms);
         }
+    }
+
+    /// Forgets the sessions that no client of this server holds: another one leads now.
+    pub(crate) fn keep_own(&mut self) {
+        let expiry = &mut self.expiry;
+        self.sessions.retain(|session, entry| {
+            let is_own = entry.holder.client().is_some();
+            if !is_own {
+                expiry.remove(*session);
+            }
+            is_own
+        });
     }
 
     /// Forgets every session.
@@ -299,6 +321,11 @@ impl Sessions {
     /// The local sessions that have expired by `now_ms`, in the same way.
     pub(crate) fn expired_local(&mut self, now_ms: u64) -> Vec<SessionId> {
         expired_of(&mut self.local_expiry, &self.sessions, now_ms)
+    }
+
+    /// A session that has expired cannot be closed now: it is looked at again with the next tick.
+    pub(crate) fn postpone(&mut self, session: SessionId, now_ms: u64) {
+        self.expiry.schedule(session, now_ms, 0);
     }
 
     /// When [`Sessions::expired`] has something to look at next.

@@ -19,6 +19,18 @@ pub enum Standing {
     Following(ServerId),
     /// An observer.
     Observing(ServerId),
+    /// Between two leaders, by plan: clients keep their connections, and what they ask for waits.
+    Moving,
+}
+
+/// What a server has become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StandingChange {
+    /// What it is now.
+    pub standing: Standing,
+    /// Whether its clients keep their connections: nothing of what they asked for has been lost, and nothing that they
+    /// saw taken back.
+    pub keeps_clients: bool,
 }
 
 impl Standing {
@@ -26,9 +38,19 @@ impl Standing {
         match role {
             Role::Leading { .. } if alone => Self::Alone,
             Role::Looking => Self::Looking,
+            Role::Moving => Self::Moving,
             Role::Leading { epoch } => Self::Leading(epoch),
             Role::Following { leader, .. } => Self::Following(leader),
             Role::Observing { leader, .. } => Self::Observing(leader),
+        }
+    }
+
+    /// Whether `next` is the same but for its epoch.
+    pub(crate) fn goes_on_as(self, next: Self) -> bool {
+        match (self, next) {
+            (Self::Leading(_), Self::Leading(_)) => true,
+            (Self::Following(_) | Self::Observing(_), next) => self == next,
+            _ => false,
         }
     }
 
@@ -50,7 +72,7 @@ impl Standing {
     /// Its name in the answers of `srvr` and `mntr`.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Looking => "looking",
+            Self::Looking | Self::Moving => "looking",
             Self::ReadOnly => "read-only",
             Self::Alone => "standalone",
             Self::Leading(_) => "leader",

@@ -70,11 +70,15 @@ pub enum PacketKind {
     AckEpoch = 18,
     /// A committed reconfiguration, for an observer.
     InformAndActivate = 19,
+    /// Ringkeeper's own, far from Apache's numbers: another server leads from now on.
+    HandOver = 0x524b_0001,
+    /// As well: the leader begins another epoch, and leads on.
+    NewEpoch = 0x524b_0002,
 }
 
 impl PacketKind {
     /// Every kind, by number.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Request,
         Self::Proposal,
         Self::Ack,
@@ -94,6 +98,8 @@ impl PacketKind {
         Self::LeaderInfo,
         Self::AckEpoch,
         Self::InformAndActivate,
+        Self::HandOver,
+        Self::NewEpoch,
     ];
 
     /// Its number on the wire.
@@ -258,7 +264,12 @@ mod tests {
     #[test]
     fn kinds_have_the_numbers_of_the_wire() {
         for (at, kind) in PacketKind::ALL.into_iter().enumerate() {
-            assert_eq!(kind.code(), i32::try_from(at).unwrap() + 1);
+            let wire = match kind {
+                PacketKind::HandOver => 0x524b_0001,
+                PacketKind::NewEpoch => 0x524b_0002,
+                _ => i32::try_from(at).unwrap() + 1,
+            };
+            assert_eq!(kind.code(), wire);
             assert_eq!(PacketKind::from_code(kind.code()), Ok(kind));
         }
         assert!(PacketKind::from_code(0).is_err());

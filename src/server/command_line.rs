@@ -7,10 +7,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 use ringkeeper_config::{Config, Notice, Weight};
+use ringkeeper_proto::ServerId;
 
 use crate::fatal::Reason;
 use crate::logging::Format;
-use crate::{check, config_file, dev, fatal, logging};
+use crate::{check, config_file, control, dev, fatal, logging};
 
 /// A coordination service that speaks the ZooKeeper protocol, on io_uring.
 ///
@@ -37,6 +38,14 @@ enum Command {
     Check {
         /// Configuration file, in the format of Apache ZooKeeper's zoo.cfg [default: built-in]
         config: Option<PathBuf>,
+    },
+    /// Have the leader that runs here hand its leadership over, without an election and without a client noticing.
+    HandOver {
+        /// Its configuration file
+        config: PathBuf,
+        /// The server that is to lead [default: the one that has most of the log]
+        #[arg(long, value_name = "ID")]
+        to: Option<u64>,
     },
     /// Run an ensemble on this machine, to try it out, until Ctrl-C.
     Dev {
@@ -87,6 +96,7 @@ pub(crate) fn run(serve: fn(Config) -> Result<()>) -> ExitCode {
             dir,
             arguments: for_members(&settings, &logging),
         }),
+        Command::HandOver { config, to } => hand_over(&config, &settings, to.map(ServerId)),
         Command::Version => print_version(),
     };
     let Err(error) = result else {
@@ -96,6 +106,17 @@ pub(crate) fn run(serve: fn(Config) -> Result<()>) -> ExitCode {
     logging::flush(Duration::from_secs(1));
     report(&error);
     ExitCode::from(Reason::of(&error).status())
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "the answer to a question on the command line"
+)]
+fn hand_over(config: &Path, settings: &Settings, to: Option<ServerId>) -> Result<()> {
+    let loaded = config_file::load(Some(config), &settings.set)?;
+    let ask = control::Ask::HandOver { to };
+    println!("{}", control::ask(&loaded.config, ask)?);
+    Ok(())
 }
 
 /// The options that hold for every member of an ensemble, as they are written.

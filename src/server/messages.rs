@@ -1,12 +1,13 @@
 //! What the replica core and the shards say to each other, besides the chain of publications.
 
 use bytes::Bytes;
-use ringkeeper_member::{ClientMessage, ClientNotice, CoreReport, Standing};
+use ringkeeper_member::{ClientMessage, ClientNotice, CoreReport, StandingChange};
 use ringkeeper_storage::SnapshotInfo;
 use ringkeeper_transport::Accepted;
 use ringkeeper_transport::mailbox::Sender;
 use ringkeeper_zab::LinkId;
 
+use crate::control::{AnswerTo, Ask};
 use crate::report::{ShardReport, Wanted};
 use crate::snapshots::SnapshotTaken;
 
@@ -23,6 +24,8 @@ pub(crate) enum CoreMessage {
     TreeChunk { link: LinkId, bytes: Bytes },
     /// Somebody asks for the core's part of a report.
     Report(Sender<CoreReport>),
+    /// An operator asks for something.
+    Asked { ask: Ask, to: AnswerTo },
     /// Statistics are set back to zero (`srst`).
     ResetStatistics,
     /// A shard has stopped; when all have, so does the core.
@@ -33,7 +36,7 @@ pub(crate) enum CoreMessage {
 #[derive(Debug)]
 pub(crate) enum ShardMessage {
     /// What this server is has changed.
-    Standing(Standing),
+    Standing(StandingChange),
     /// A connection is told something.
     Notice(ClientNotice),
     /// A connection that another shard has accepted is to be served here.

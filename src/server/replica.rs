@@ -11,7 +11,9 @@ use ringkeeper_storage::Disk;
 
 use crate::clock;
 use crate::config_file;
+use crate::control::Ask;
 use crate::fatal::{self, Reason};
+use crate::hand_over::HandOvers;
 use crate::messages::{CoreMessage, ShardMessage};
 use crate::outbox::Outbox;
 use crate::snapshots::{SnapshotTaken, Snapshots};
@@ -28,12 +30,13 @@ pub(crate) struct Replica<D: Disk> {
     /// A snapshot that is written and not registered yet, and who waits for one.
     taken: Option<SnapshotTaken>,
     taken_waker: Option<Waker>,
+    hand_overs: HandOvers,
     shards_stopped: usize,
 }
 
 impl<D: Disk> Replica<D> {
     /// `core` in a server with these shards.
-    pub(crate) const fn new(
+    pub(crate) fn new(
         core: Core<D>,
         shards: Vec<Outbox<ShardMessage>>,
         links: Option<PeerLinks>,
@@ -48,6 +51,7 @@ impl<D: Disk> Replica<D> {
             snapshots,
             taken: None,
             taken_waker: None,
+            hand_overs: HandOvers::default(),
             shards_stopped: 0,
         }
     }
@@ -74,6 +78,10 @@ impl<D: Disk> Replica<D> {
                 report.latencies.extend(self.snapshots.latencies());
                 _ = to.send(report);
             }
+            CoreMessage::Asked {
+                ask: Ask::HandOver { to: successor },
+                to,
+            } => self.hand_overs.ask(&mut self.core, successor, to),
             CoreMessage::ResetStatistics => self.core.stats_mut().reset(),
             CoreMessage::ShardStopped => self.shards_stopped += 1,
         }
@@ -118,9 +126,10 @@ impl<D: Disk> Replica<D> {
     /// After a turn: what was said goes out, what is left behind is disposed of.
     pub(crate) fn end_turn(&mut self) {
         self.core.end_turn();
-        if let Some(standing) = self.core.take_standing() {
+        self.hand_overs.look(&mut self.core);
+        if let Some(change) = self.core.take_standing() {
             let shards = self.shards.iter_mut();
-            shards.for_each(|shard| shard.send(ShardMessage::Standing(standing)));
+            shards.for_each(|shard| shard.send(ShardMessage::Standing(change)));
         }
         for notice in self.core.notices() {
             if let Some(shard) = self.shards.get_mut(notice.shard() as usize) {

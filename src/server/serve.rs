@@ -40,7 +40,7 @@ use crate::shard::{Shard, ShardParts};
 use crate::shard_loop::ShardLoop;
 use crate::snapshots::Snapshots;
 use crate::tree_sender::TreeSenders;
-use crate::{ensemble, recovery, replica, replica_loop};
+use crate::{control, ensemble, recovery, replica, replica_loop};
 
 /// Messages that a mailbox holds before its senders hold back: of the replica core, and of a shard.
 const CORE_MAILBOX: usize = 1 << 12;
@@ -88,7 +88,11 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     let address = resolve(&settings.config.clients.address).context(Reason::Address)?;
     let sockets = acceptor::bind(address, placement.shards.len()).context(Reason::Address)?;
     let address = sockets.first().map_or(address, BoundSocket::local_addr);
+    let is_member = peers.is_some();
     let server = Server::start(&settings, &placement, sockets, peers)?;
+    if is_member && let Err(error) = control::listen(&settings.config, server.links.core.clone()) {
+        tracing::warn!(%error, "no control socket: leadership cannot be handed over by command");
+    }
     let files = &settings.config.files;
     tracing::info!(%address, data = %files.data_dir.display(), log = %files.log_dir.display(),
         shards = placement.shards.len(), "serving");

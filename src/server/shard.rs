@@ -18,7 +18,8 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use ringkeeper_member::{
-    Answer, Attached, ClientKey, ClientMessage, ClientNotice, Publication, Settings, Standing, Step,
+    Answer, Attached, ClientKey, ClientMessage, ClientNotice, Publication, Settings, Standing,
+    StandingChange, Step,
 };
 use ringkeeper_proto::acl::Perms;
 use ringkeeper_proto::connect::ConnectResponse;
@@ -354,7 +355,7 @@ impl Shard {
     pub(crate) fn hear(&mut self, message: ShardMessage) {
         self.catch_up();
         match message {
-            ShardMessage::Standing(standing) => self.take_standing(standing),
+            ShardMessage::Standing(change) => self.take_standing(change),
             ShardMessage::Notice(notice) => self.take_notice(notice),
             // The shard's loop takes these; one that comes when it has ended is closed.
             ShardMessage::Adopt(accepted) => drop(accepted),
@@ -384,9 +385,12 @@ impl Shard {
         self.flush();
     }
 
-    /// Whatever role ends, its clients have to look for a server again.
-    fn take_standing(&mut self, standing: Standing) {
-        self.standing = standing;
+    /// Whatever role ends, its clients have to look for a server again, unless another leader takes over by plan.
+    fn take_standing(&mut self, change: StandingChange) {
+        self.standing = change.standing;
+        if change.keeps_clients {
+            return;
+        }
         let with_session = |client: &&Client| client.stage != Stage::Opened;
         let clients = self.clients.iter().filter(with_session);
         let keys: Vec<_> = clients.map(|client| client.key).collect();

@@ -120,6 +120,11 @@ impl<P: Clone> Outstanding<P> {
     pub(crate) fn is_empty(&self) -> bool {
         self.proposals.is_empty()
     }
+
+    /// Whether no proposal and no sync waits.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.proposals.is_empty() && self.syncs.is_empty()
+    }
 }
 
 #[cfg(test)]

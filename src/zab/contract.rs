@@ -3,6 +3,7 @@
 use ringkeeper_proto::{Epoch, ServerId, Zxid};
 
 use crate::history::History;
+use crate::leader::NoHandOver;
 use crate::log::LogGeneration;
 use crate::message::{LinkId, Message, Notification, Proposal};
 use crate::quorum::Ensemble;
@@ -19,7 +20,12 @@ pub struct Config {
     pub ensemble: Ensemble,
     /// How long things may take.
     pub timing: Timing,
+    /// The last counter of an epoch that a member uses; less than [`COUNTER_MAX`] only to see what follows.
+    pub counter_max: u32,
 }
+
+/// The last counter of an epoch. ZK: the one after it, all bits set, is never used.
+pub const COUNTER_MAX: u32 = u32::MAX - 1;
 
 impl Config {
     /// A server without an ensemble.
@@ -29,6 +35,7 @@ impl Config {
             mode: Mode::Standalone,
             ensemble: Ensemble::alone(id),
             timing: Timing::default(),
+            counter_max: COUNTER_MAX,
         }
     }
 
@@ -39,6 +46,7 @@ impl Config {
             mode: Mode::Ensemble,
             ensemble,
             timing,
+            counter_max: COUNTER_MAX,
         }
     }
 }
@@ -218,8 +226,12 @@ pub enum Input<P> {
         /// Its answer.
         grants: bool,
     },
-    /// Give up the role, for a reason that Zab cannot see: a limping disk, a hand-over, a digest that
-    /// differs.
+    /// Hand leadership over, by plan. Answered by [`Output::HandedOver`].
+    HandOver {
+        /// To whom; to the voter that has most of the log if not said.
+        to: Option<ServerId>,
+    },
+    /// Give up the role, for a reason that Zab cannot see: a disk that is full, a digest that differs.
     GiveUp {
         /// Whether to ask the next leader for a snapshot, whatever the log holds.
         resynchronize: bool,
@@ -349,6 +361,12 @@ pub enum Output<P> {
     /// The configuration at [`Replica::ensemble`](crate::Replica::ensemble) has become active: links go to its
     /// members from now on. What was committed before this output is committed under the one before.
     Activate,
+    /// What became of [`Input::HandOver`]: who leads next, as far as this server can say (it still has to be
+    /// established), or why this server leads on.
+    HandedOver {
+        /// The successor.
+        outcome: Result<ServerId, NoHandOver>,
+    },
     /// The role changed. On losing one, the tree's head falls back to what is committed; on
     /// `Leading`, all of the log has been committed before.
     ChangeRole {
@@ -362,6 +380,10 @@ pub enum Output<P> {
 pub enum Role {
     /// No leader, or not synchronized with it: no requests are served.
     Looking,
+    /// Between two leaders, by plan: nothing was proposed since the role before, and what this server asked for and
+    /// has not seen proposed was not. Follows a role that serves; if another than `Looking` comes next, nothing that
+    /// this server knew has been taken back.
+    Moving,
     /// Leader of an established epoch: proposes.
     Leading {
         /// The epoch in which it proposes.

@@ -8,6 +8,9 @@
 //! Learners come and go at any time; each has a [`Progress`] of its own, and what it is sent next
 //! depends on that and on the leader's phase alone.
 
+mod hand_over;
+mod new_epoch;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use ringkeeper_proto::{Epoch, ServerId, Zxid};
@@ -23,6 +26,11 @@ use crate::quorum::Ensemble;
 use crate::synchronization::{SyncPlan, Takeover, plan};
 use crate::timer::Moment;
 use crate::violation::Violation;
+
+pub use hand_over::NoHandOver;
+
+use hand_over::HandOver;
+use new_epoch::NewEpoch;
 
 /// How many learners a leader takes: strangers may come too, to be added to the ensemble later.
 const LEARNERS_MAX: usize = 1024;
@@ -44,6 +52,12 @@ pub(crate) struct Leader<P> {
     confirmed: u64,
     upkeep_at: Moment,
     resigned: bool,
+    /// Leadership is being handed over.
+    hand_over: Option<HandOver>,
+    /// The epoch's counter is used up, and another epoch begins.
+    new_epoch: Option<NewEpoch>,
+    /// Since when it was to be established, when another leader has handed over to this one.
+    moving_since: Option<Moment>,
 }
 
 #[derive(Debug)]
@@ -93,6 +107,13 @@ impl<P: Clone> Leader<P> {
         leader
     }
 
+    /// A server to which another one has handed over.
+    pub(crate) fn succeeding(core: &mut CoreState, outputs: &mut Vec<Output<P>>) -> Self {
+        let mut leader = Self::elected(core, outputs);
+        leader.moving_since = Some(core.now);
+        leader
+    }
+
     fn new(core: &CoreState, phase: Phase) -> Self {
         let timing = core.config.timing;
         Self {
@@ -107,6 +128,9 @@ impl<P: Clone> Leader<P> {
             confirmed: 0,
             upkeep_at: core.now.after(timing.tick_time),
             resigned: false,
+            hand_over: None,
+            new_epoch: None,
+            moving_since: None,
         }
     }
 
@@ -135,6 +159,7 @@ impl<P: Clone> Leader<P> {
         saved: Epochs,
         outputs: &mut Vec<Output<P>>,
     ) {
+        self.new_epoch_saved(core, saved, outputs);
         match &mut self.phase {
             Phase::SavingEpoch { epoch } if saved.accepted >= *epoch => {
                 let epoch = *epoch;
@@ -343,6 +368,7 @@ impl<P: Clone> Leader<P> {
 
     fn established(&mut self, core: &mut CoreState, epoch: Epoch, outputs: &mut Vec<Output<P>>) {
         self.enter(core, Phase::Established { epoch });
+        self.moving_since = None;
         self.upkeep_at = core.now.after(core.config.timing.tick_time);
         core.commit_through(self.outstanding.committed(), outputs);
         let me = core.id();
@@ -365,20 +391,15 @@ impl<P: Clone> Leader<P> {
         let Phase::Established { epoch } = self.phase else {
             return None;
         };
-        if self.resigned {
+        if self.resigned || self.is_paused() {
             return None;
         }
-        let last = core.log.last();
-        match core.config.mode {
-            // Counter 0 names an epoch's start, so the first of an epoch is 1.
-            Mode::Standalone => Some(
-                last.next()
-                    .unwrap_or_else(|| Zxid::new(Epoch(last.epoch().0.saturating_add(1)), 1)),
-            ),
-            Mode::Ensemble if last.epoch() < epoch => Some(Zxid::new(epoch, 1)),
-            // ZK: the last counter is never used; the leader abdicates instead.
-            Mode::Ensemble => last.next().filter(|next| next.counter() != u32::MAX),
-        }
+        next_zxid(core, epoch)
+    }
+
+    /// Whether nothing is proposed for a while, and requests are to wait.
+    pub(crate) const fn is_paused(&self) -> bool {
+        self.hand_over.is_some() || self.is_between_epochs()
     }
 
     pub(crate) fn propose(
@@ -403,6 +424,9 @@ impl<P: Clone> Leader<P> {
             }
         }
         self.outstanding.propose(proposal);
+        if next_zxid(core, zxid.epoch()).is_none() {
+            self.begin_new_epoch(core, outputs);
+        }
     }
 
     /// More of the leader's own log is durable.
@@ -413,7 +437,10 @@ impl<P: Clone> Leader<P> {
                     .take()
                     .map(|pending| pending.flushed(core, outputs));
             }
-            Phase::Established { .. } => self.commit(core, outputs),
+            Phase::Established { .. } => {
+                self.new_epoch_flushed(core, outputs);
+                self.commit(core, outputs);
+            }
             _ => {}
         }
     }
@@ -457,8 +484,12 @@ impl<P: Clone> Leader<P> {
         core.commit_through(self.outstanding.committed(), outputs);
         self.resigned |= !core.config.ensemble.is_active_voter(me);
         self.release_syncs(core, outputs);
-        let used_up = core.config.mode == Mode::Ensemble && self.next_zxid(core).is_none();
-        self.resigned |= used_up && self.outstanding.is_empty();
+        let epoch = self.phase.epoch();
+        let used_up = epoch.is_some_and(|epoch| next_zxid(core, epoch).is_none());
+        let stuck = used_up && !self.is_between_epochs();
+        self.resigned |= stuck && self.outstanding.is_empty();
+        self.choose_new_epoch(core, outputs);
+        self.drain(core, outputs);
     }
 
     /// Tells the learners that a proposal is committed. Who is not live yet reads it from the log.
@@ -518,6 +549,19 @@ impl<P: Clone> Leader<P> {
         let synced = self.learners.values().filter(|it| follows(it));
         let synced: BTreeSet<ServerId> = synced.map(|it| it.id).collect();
         ensemble.is_quorum(|id| id == me || synced.contains(&id))
+    }
+
+    /// Whether a quorum has all through `zxid`, if this server is counted.
+    pub(crate) fn others_have(&self, core: &CoreState, zxid: Zxid) -> bool {
+        let has = |it: &Progress| it.counts_through().is_some_and(|through| through >= zxid);
+        core.config.ensemble.is_quorum(|id| {
+            id == core.id() || self.learners.values().any(|it| it.id == id && has(it))
+        })
+    }
+
+    /// How many rounds of PINGs were begun, and the last that a quorum has answered.
+    pub(crate) const fn ping_rounds(&self) -> (u64, u64) {
+        (self.round, self.confirmed)
     }
 
     /// Confirms what is proposed now, once it is committed.
@@ -604,8 +648,7 @@ impl<P: Clone> Leader<P> {
         let votes = core.config.ensemble.is_voter(who.id) && !who.observer;
         if votes
             && self
-                .phase
-                .epoch()
+                .epoch_offered()
                 .is_some_and(|epoch| who.accepted_epoch > epoch)
         {
             // It has promised itself to a later epoch, which came to nothing, and can follow no
@@ -618,9 +661,11 @@ impl<P: Clone> Leader<P> {
         }
         self.disloyal.remove(&who.id);
         // A server that is to join follows as those do that vote, before anybody counts it.
-        let progress = Progress::introduced(who.id, who.observer, core.now);
+        let mut progress = Progress::introduced(who.id, who.observer, core.now);
+        progress.capabilities = who.capabilities;
+        let waits = self.is_between_epochs();
         let progress = self.learners.entry(link).or_insert(progress);
-        if let Some(epoch) = self.phase.epoch() {
+        if let (Some(epoch), false) = (self.phase.epoch(), waits) {
             tell_epoch(link, progress, epoch, outputs);
         }
         if let (Phase::Gathering(gathering), true) = (&mut self.phase, votes) {
@@ -638,6 +683,9 @@ impl<P: Clone> Leader<P> {
         message: Message<P>,
         outputs: &mut Vec<Output<P>>,
     ) -> Result<(), Violation> {
+        if matches!(message, Message::HandOver { .. }) && self.succeeded(link, outputs) {
+            return Ok(());
+        }
         let packet = message.name();
         let phase = self.phase_name();
         let unexpected = Violation::Unexpected {
@@ -653,6 +701,7 @@ impl<P: Clone> Leader<P> {
         let (from, stage) = (progress.id, progress.stage);
         let serving = matches!(self.phase, Phase::Established { .. }) && stage == Stage::Synced;
         let result = match message {
+            _ if stage == Stage::Leaving => Ok(()),
             Message::AckEpoch {
                 current_epoch,
                 last_logged,
@@ -671,6 +720,17 @@ impl<P: Clone> Leader<P> {
                 let theirs = last_logged.and_then(summary);
                 let doubt = doubted.and_then(summary);
                 return self.promised(core, link, theirs, doubt, last_logged, outputs);
+            }
+            Message::AckEpoch {
+                current_epoch,
+                last_logged,
+                ..
+            } if stage == Stage::Synced => {
+                let theirs = (current_epoch, last_logged);
+                match self.promises_new_epoch(core, link, theirs, outputs) {
+                    true => Ok(()),
+                    false => Err(unexpected),
+                }
             }
             Message::Ack { zxid } if progress.is_live() => self.acked(core, link, zxid, outputs),
             Message::Ping { round } if progress.is_live() && round <= self.round => {
@@ -755,6 +815,9 @@ impl<P: Clone> Leader<P> {
         zxid: Zxid,
         outputs: &mut Vec<Output<P>>,
     ) -> Result<(), Violation> {
+        if zxid.counter() == 0 && self.took_new_epoch(core, link, zxid.epoch(), outputs) {
+            return Ok(());
+        }
         let (committed, now) = (self.outstanding.committed(), core.now);
         let epoch = self.phase.epoch();
         let Some(progress) = self.learners.get_mut(&link) else {
@@ -800,8 +863,9 @@ impl<P: Clone> Leader<P> {
         Ok(())
     }
 
-    pub(crate) fn disconnected(&mut self, link: LinkId) {
+    pub(crate) fn disconnected(&mut self, link: LinkId, outputs: &mut Vec<Output<P>>) {
         self.learners.remove(&link);
+        self.lost_successor(link, outputs);
     }
 
     /// A voter is in an election of a later round: it has given up on this leader. If those that have
@@ -826,6 +890,9 @@ impl<P: Clone> Leader<P> {
         let (now, timing) = (core.now, core.config.timing);
         if !matches!(self.phase, Phase::Established { .. }) {
             self.resigned |= now.exceeds(self.phase_since, timing.init_limit);
+            // Clients wait.
+            let moving_since = self.moving_since;
+            self.resigned |= moving_since.is_some_and(|since| now.exceeds(since, timing.tick_time));
         }
         if now >= self.ping_at {
             self.ping_at = now.after(timing.tick_time.div_ceil(2));
@@ -838,7 +905,10 @@ impl<P: Clone> Leader<P> {
             self.upkeep_at = now.after(timing.tick_time);
             self.check_quorum(core);
         }
-        self.drop_silent(core, outputs)
+        let dropped = self.drop_silent(core, outputs);
+        self.hurry(core, outputs);
+        self.hurry_new_epoch(core, outputs);
+        dropped
     }
 
     /// The oracle may have just let this server decide: what waited for the other one goes on (ZK:
@@ -896,7 +966,8 @@ impl<P: Clone> Leader<P> {
             let limit = match progress.stage {
                 Stage::Synced => timing.sync_limit,
                 // How long a snapshot takes is between the caller and the connection.
-                Stage::Snapshot | Stage::Reading => u64::MAX,
+                // Who leaves closes its link itself.
+                Stage::Snapshot | Stage::Reading | Stage::Leaving => u64::MAX,
                 _ => timing.init_limit,
             };
             let late = progress.is_late(now, timing.sync_limit);
@@ -934,9 +1005,26 @@ impl<P: Clone> Leader<P> {
         self.learners.contains_key(&link)
     }
 
-    /// Closes what is open.
-    pub(crate) fn leave(self, outputs: &mut Vec<Output<P>>) {
-        outputs.extend(self.learners.into_keys().map(|link| Output::Close { link }));
+    /// Closes what is open, but for the links of those who were told to leave: to close these too could overtake
+    /// what they were told. They are returned.
+    pub(crate) fn leave(self, outputs: &mut Vec<Output<P>>) -> BTreeSet<LinkId> {
+        let is_leaving = |(link, it): (LinkId, Progress)| match it.stage {
+            Stage::Leaving => Ok(link),
+            _ => Err(link),
+        };
+        let mut leaving = BTreeSet::new();
+        for left in self.learners.into_iter().map(is_leaving) {
+            match left {
+                Ok(link) => drop(leaving.insert(link)),
+                Err(link) => outputs.push(Output::Close { link }),
+            }
+        }
+        leaving
+    }
+
+    /// Whether another leader has handed over to this one, which is not established yet.
+    pub(crate) const fn is_moving(&self) -> bool {
+        self.moving_since.is_some()
     }
 
     /// The epoch once a quorum has taken it over.
@@ -970,4 +1058,22 @@ fn tell_epoch<P>(
     let extended = true;
     let message = Message::LeaderInfo { epoch, extended };
     outputs.push(Output::Send { link, message });
+}
+
+/// The zxid of the epoch's next proposal; `None` when its counter is used up.
+fn next_zxid(core: &CoreState, epoch: Epoch) -> Option<Zxid> {
+    let last = core.log.last();
+    match core.config.mode {
+        // Counter 0 names an epoch's start, so the first of an epoch is 1.
+        Mode::Standalone => Some(
+            last.next()
+                .unwrap_or_else(|| Zxid::new(Epoch(last.epoch().0.saturating_add(1)), 1)),
+        ),
+        Mode::Ensemble if last.epoch() < epoch => Some(Zxid::new(epoch, 1)),
+        // ZK: the last counter is never used.
+        Mode::Ensemble => {
+            let max = core.config.counter_max;
+            last.next().filter(|next| next.counter() <= max)
+        }
+    }
 }

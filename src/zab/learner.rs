@@ -15,6 +15,7 @@
 
 use std::collections::VecDeque;
 
+use ringkeeper_proto::quorum::Capabilities;
 use ringkeeper_proto::{Epoch, ServerId, Zxid};
 
 use crate::contract::{Epochs, Output, Role};
@@ -39,6 +40,23 @@ pub(crate) struct Learner {
     assured: bool,
     heard_at: Moment,
     lost: bool,
+    /// The leader has handed over: who leads next, and the round of the election that this stands for.
+    successor: Option<(ServerId, u64)>,
+    /// Since when it was to serve again, when the leader before has handed over to this one.
+    moving_since: Option<Moment>,
+    /// The leader begins another epoch, and leads on.
+    new_epoch: Option<NewEpoch>,
+}
+
+/// How far this server, which serves, is with its leader's next epoch.
+#[derive(Debug)]
+enum NewEpoch {
+    /// It is being saved as accepted.
+    Promising { epoch: Epoch },
+    /// ACKEPOCH is sent; waiting for NEWLEADER.
+    Promised { epoch: Epoch },
+    /// History and epoch are being made durable. The epoch's proposals may come already.
+    TakingOver { epoch: Epoch, takeover: Takeover },
 }
 
 #[derive(Debug)]
@@ -137,10 +155,11 @@ impl Stream {
         Ok(())
     }
 
-    /// Acknowledges what has become durable.
+    /// Acknowledges what has become durable, of epochs that are.
     fn ack_flushed<P>(&mut self, core: &CoreState, link: LinkId, outputs: &mut Vec<Output<P>>) {
         while let Some(zxid) = self.to_ack.front().copied()
             && core.log.is_durable_through(zxid)
+            && zxid.epoch() <= core.epochs.current
         {
             self.to_ack.pop_front();
             let message = Message::Ack { zxid };
@@ -188,7 +207,21 @@ impl Learner {
             assured: reaches || elected.assured,
             heard_at: core.now,
             lost: false,
+            successor: None,
+            moving_since: None,
+            new_epoch: None,
         }
+    }
+
+    /// The leader before has handed over to this one.
+    pub(crate) fn follow<P>(
+        core: &CoreState,
+        elected: Elected,
+        outputs: &mut Vec<Output<P>>,
+    ) -> Self {
+        let mut learner = Self::connect(core, elected, outputs);
+        learner.moving_since = Some(core.now);
+        learner
     }
 
     pub(crate) fn connected<P>(
@@ -210,6 +243,7 @@ impl Learner {
             observer: self.observer,
             accepted_epoch: core.accepted_asked(),
             config_version: core.config.ensemble.version(),
+            capabilities: Capabilities::OF_LEARNER,
         };
         outputs.push(Output::Send { link, message });
     }
@@ -277,11 +311,13 @@ impl Learner {
                 self.phase = Phase::Receiving { epoch, stream };
             }
             (Phase::Promised { epoch }, Message::Trunc { zxid }) if !core.must_install() => {
+                self.stop_moving(outputs);
                 truncate(core, zxid, outputs)?;
                 let stream = Stream::after(zxid);
                 self.phase = Phase::Receiving { epoch, stream };
             }
             (Phase::Promised { epoch }, Message::Snap { zxid }) => {
+                self.stop_moving(outputs);
                 keeps_committed(core, zxid)?;
                 let generation = core.log.next_generation();
                 self.phase = Phase::Installing {
@@ -304,12 +340,119 @@ impl Learner {
                 self.up_to_date(core, link, epoch, stream, outputs);
                 self.lost |= !self.fits(core);
             }
+            (phase @ Phase::Serving { .. }, Message::NewEpoch { epoch }) => {
+                self.phase = phase;
+                self.promise_new_epoch(core, epoch, outputs)?;
+            }
+            (phase @ Phase::Serving { .. }, Message::NewLeader { epoch, .. })
+                if self.has_promised(epoch) =>
+            {
+                self.phase = phase;
+                keeps_committed(core, core.log.last())?;
+                let takeover = Takeover::begin(core, epoch, outputs);
+                self.new_epoch = Some(NewEpoch::TakingOver { epoch, takeover });
+                // What is durable already need not wait for a flush to say so again.
+                self.flushed(core, outputs);
+            }
+            (phase @ Phase::Serving { .. }, Message::HandOver { leader, round }) => {
+                self.phase = phase;
+                self.handed_over(core, link, (leader, round), outputs);
+            }
             (phase, message) => {
                 self.phase = phase;
                 return self.stream(core, link, message, outputs);
             }
         }
         Ok(true)
+    }
+
+    /// The leader's counter is used up. A promise moves the accepted epoch, as to any leader.
+    fn promise_new_epoch<P>(
+        &mut self,
+        core: &mut CoreState,
+        epoch: Epoch,
+        outputs: &mut Vec<Output<P>>,
+    ) -> Result<(), Violation> {
+        let accepted = core.accepted_asked();
+        if epoch <= accepted {
+            return Err(Violation::StaleEpoch { epoch, accepted });
+        }
+        core.accept_epoch(epoch, outputs);
+        self.new_epoch = Some(NewEpoch::Promising { epoch });
+        Ok(())
+    }
+
+    fn has_promised(&self, named: Epoch) -> bool {
+        matches!(&self.new_epoch, Some(NewEpoch::Promised { epoch }) if *epoch == named)
+    }
+
+    /// Epochs are durable, at a server that serves: its promise, or its takeover.
+    fn new_epoch_saved<P>(
+        &mut self,
+        core: &CoreState,
+        link: LinkId,
+        saved: Epochs,
+        outputs: &mut Vec<Output<P>>,
+    ) {
+        match self.new_epoch.take() {
+            Some(NewEpoch::Promising { epoch }) if saved.accepted >= epoch => {
+                self.new_epoch = Some(NewEpoch::Promised { epoch });
+                let message = Message::AckEpoch {
+                    current_epoch: Some(core.epochs.current),
+                    last_logged: Some(core.log.last()),
+                    snapshot: false,
+                    doubted: None,
+                };
+                outputs.push(Output::Send { link, message });
+            }
+            Some(NewEpoch::TakingOver { epoch, takeover }) => match takeover.saved(saved) {
+                Ok(taken) => {
+                    let message = taken.ack();
+                    outputs.push(Output::Send { link, message });
+                    if let Phase::Serving {
+                        epoch: serving,
+                        stream,
+                    } = &mut self.phase
+                    {
+                        *serving = epoch;
+                        stream.ack_flushed(core, link, outputs);
+                    }
+                    let role = self.role();
+                    outputs.push(Output::ChangeRole { role });
+                }
+                Err(takeover) => self.new_epoch = Some(NewEpoch::TakingOver { epoch, takeover }),
+            },
+            other => self.new_epoch = other,
+        }
+    }
+
+    /// The leader proposes nothing more. If this server is to lead it has everything, and says so; otherwise
+    /// nobody leaves, and an election would be better.
+    fn handed_over<P>(
+        &mut self,
+        core: &CoreState,
+        link: LinkId,
+        (leader, round): (ServerId, u64),
+        outputs: &mut Vec<Output<P>>,
+    ) {
+        let last = core.log.last();
+        let has_all = core.log.is_durable_through(last) && core.delivered == last;
+        let is_me = leader == core.id();
+        let may_lead = core.config.ensemble.is_active_voter(leader) && (has_all || !is_me);
+        if may_lead && is_me {
+            let message = Message::HandOver { leader, round };
+            outputs.push(Output::Send { link, message });
+        }
+        self.successor = may_lead.then_some((leader, round));
+        self.lost |= !may_lead;
+    }
+
+    /// What this server knew may be taken back: it is as if it had lost its leader.
+    fn stop_moving<P>(&mut self, outputs: &mut Vec<Output<P>>) {
+        if self.moving_since.take().is_some() {
+            let role = Role::Looking;
+            outputs.push(Output::ChangeRole { role });
+        }
     }
 
     fn leader_info<P>(
@@ -402,6 +545,7 @@ impl Learner {
         outputs.push(Output::Send { link, message });
         stream.deliver(core, outputs);
         self.phase = Phase::Serving { epoch, stream };
+        self.moving_since = None;
         outputs.push(Output::ChangeRole { role: self.role() });
     }
 
@@ -417,10 +561,15 @@ impl Learner {
         let serving = matches!(self.phase, Phase::Serving { .. });
         let taken = serving || matches!(self.phase, Phase::Taken { .. });
         let mut leaving = false;
+        let taking_over = match &self.new_epoch {
+            Some(NewEpoch::TakingOver { epoch, .. }) => Some(*epoch),
+            _ => None,
+        };
         let Some((epoch, stream)) = self.phase.stream_mut() else {
             // ZK: a PING before synchronization is done is passed over.
             return Ok(matches!(message, Message::Ping { .. }));
         };
+        let epoch = taking_over.unwrap_or(epoch);
         match message {
             Message::Proposal(_) if observer && serving => {} // ZK: "Ignoring proposal"
             Message::Commit { .. } | Message::CommitAndActivate { .. } if observer && serving => {}
@@ -508,6 +657,13 @@ impl Learner {
                 self.phase = Phase::Taken { epoch, stream };
             }
             Phase::Serving { epoch, mut stream } => {
+                self.new_epoch = match self.new_epoch.take() {
+                    Some(NewEpoch::TakingOver { epoch, takeover }) => {
+                        let takeover = takeover.flushed(core, outputs);
+                        Some(NewEpoch::TakingOver { epoch, takeover })
+                    }
+                    other => other,
+                };
                 stream.ack_flushed(core, link, outputs);
                 stream.deliver(core, outputs);
                 self.phase = Phase::Serving { epoch, stream };
@@ -524,6 +680,10 @@ impl Learner {
         outputs: &mut Vec<Output<P>>,
     ) {
         let Some(link) = self.link else { return };
+        if matches!(self.phase, Phase::Serving { .. }) {
+            self.new_epoch_saved(core, link, saved, outputs);
+            return;
+        }
         match std::mem::replace(&mut self.phase, Phase::Connecting) {
             Phase::Promising { epoch } if saved.accepted >= epoch => {
                 let current = Some(core.summary().current_epoch);
@@ -588,6 +748,10 @@ impl Learner {
             _ => core.config.timing.init_limit,
         };
         self.lost |= core.now.exceeds(self.heard_at, limit);
+        if let Some(since) = self.moving_since {
+            // Clients wait.
+            self.lost |= core.now.exceeds(since, core.config.timing.tick_time);
+        }
     }
 
     /// Gives the leader up; not while storage replaces the log, which is awaited.
@@ -598,6 +762,11 @@ impl Learner {
     /// Whether the leader is lost, and only the replica has to be told.
     pub(crate) const fn is_lost(&self) -> bool {
         self.lost
+    }
+
+    /// Who leads next, when the leader has said so.
+    pub(crate) const fn successor(&self) -> Option<(ServerId, u64)> {
+        self.successor
     }
 
     pub(crate) fn leave<P>(self, outputs: &mut Vec<Output<P>>) {
@@ -627,6 +796,7 @@ impl Learner {
     pub(crate) fn role(&self) -> Role {
         let leader = self.leader;
         match self.serving_epoch() {
+            None if self.moving_since.is_some() => Role::Moving,
             None => Role::Looking,
             Some(epoch) if self.observer => Role::Observing { leader, epoch },
             Some(epoch) => Role::Following { leader, epoch },

@@ -42,8 +42,9 @@ pub mod synchronization;
 mod timer;
 mod violation;
 
-pub use contract::{Config, Epochs, Input, Mode, Output, Recovered, Role, SyncOrigin};
+pub use contract::{COUNTER_MAX, Config, Epochs, Input, Mode, Output, Recovered, Role, SyncOrigin};
 pub use history::{EpochSpan, History};
+pub use leader::NoHandOver;
 pub use log::LogGeneration;
 pub use message::{LinkId, Message, Notification, Proposal};
 pub use quorum::{Ensemble, EnsembleError, Weights};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ringkeeper_proto::election::{Ballot, PeerState};
+use ringkeeper_proto::quorum::Capabilities;
 use ringkeeper_proto::{Epoch, ServerId, Zxid};
 
 /// One connection between a learner and its leader: a number that the caller never uses again, so
@@ -46,6 +47,8 @@ pub enum Message<P> {
         accepted_epoch: Epoch,
         /// The version of the configuration that it has activated.
         config_version: u64,
+        /// What it understands that Apache's servers do not.
+        capabilities: Capabilities,
     },
     /// Leader: the epoch of my reign (LEADERINFO).
     LeaderInfo {
@@ -135,6 +138,20 @@ pub enum Message<P> {
     Request(P),
     /// Both: a question or an answer about a session (REVALIDATE).
     Revalidate(P),
+    /// Leader: my epoch's counter is used up, and I begin this one; promise it (NEWEPOCH, Ringkeeper's own: for
+    /// learners with [`Capabilities::NEW_EPOCH`] alone). Answered by ACKEPOCH, and followed by NEWLEADER.
+    NewEpoch {
+        /// Larger than any that this leader knows of.
+        epoch: Epoch,
+    },
+    /// Leader: I propose nothing more, `leader` is to lead from now on. Its answer: I do. (HANDOVER, Ringkeeper's
+    /// own: for learners with [`Capabilities::HAND_OVER`] alone.)
+    HandOver {
+        /// The successor.
+        leader: ServerId,
+        /// The round of the election that this stands for.
+        round: u64,
+    },
 }
 
 impl<P> Message<P> {
@@ -162,6 +179,8 @@ impl<P> Message<P> {
             Self::Sync => "SYNC",
             Self::Request(_) => "REQUEST",
             Self::Revalidate(_) => "REVALIDATE",
+            Self::NewEpoch { .. } => "NEWEPOCH",
+            Self::HandOver { .. } => "HANDOVER",
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: `acked <= sent`, and `sent` is a zxid of the leader's history.
 
+use ringkeeper_proto::quorum::Capabilities;
 use ringkeeper_proto::{Epoch, ServerId, Zxid};
 
 use crate::history::History;
@@ -13,6 +14,7 @@ pub(crate) struct Progress {
     pub(crate) id: ServerId,
     /// Gets INFORM instead of PROPOSAL and COMMIT, and its acknowledgements do not count.
     pub(crate) observer: bool,
+    pub(crate) capabilities: Capabilities,
     pub(crate) stage: Stage,
     /// The end of what it was sent, or had before.
     pub(crate) sent: Zxid,
@@ -41,6 +43,8 @@ pub(crate) enum Stage {
     Live,
     /// It has acknowledged NEWLEADER, so its log is the leader's.
     Synced,
+    /// It was told to follow another leader: what it says does not matter any more.
+    Leaving,
 }
 
 impl Progress {
@@ -48,6 +52,7 @@ impl Progress {
         Self {
             id,
             observer,
+            capabilities: Capabilities::NONE,
             stage: Stage::Introduced,
             sent: Zxid::ZERO,
             acked: Zxid::ZERO,
@@ -138,6 +143,7 @@ pub(crate) struct Introduction {
     pub(crate) observer: bool,
     pub(crate) accepted_epoch: Epoch,
     pub(crate) config_version: u64,
+    pub(crate) capabilities: Capabilities,
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The state machine: one `step` for every input.
 
+use std::collections::BTreeSet;
+
 use ringkeeper_proto::election::{Ballot, PeerState, Vote};
 use ringkeeper_proto::{Epoch, ServerId, Zxid};
 
@@ -7,11 +9,13 @@ use crate::contract::{Config, Epochs, Input, Mode, Output, Recovered, Role};
 use crate::core_state::CoreState;
 use crate::election::{Elected, Election};
 use crate::leader::Leader;
+use crate::leader::NoHandOver;
 use crate::learner::Learner;
 use crate::log::LogGeneration;
 use crate::message::{LinkId, Message, Notification, Proposal};
 use crate::progress::Introduction;
 use crate::quorum::Ensemble;
+use crate::timer::Moment;
 use crate::violation::Violation;
 
 /// One member of an ensemble, or a server alone.
@@ -24,9 +28,13 @@ pub struct Replica<P> {
     /// The election round, and what the last election found.
     round: u64,
     vote: Option<Vote>,
+    /// Links of learners that were told of another leader, until they close them.
+    leaving: BTreeSet<LinkId>,
+    left_at: Moment,
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a replica has one of it")]
 enum Phase<P> {
     /// Built, not started.
     New,
@@ -53,6 +61,8 @@ impl<P: Clone> Replica<P> {
             phase: Phase::New,
             round: 0,
             vote: None,
+            leaving: BTreeSet::new(),
+            left_at: Moment(0),
         }
     }
 
@@ -77,13 +87,15 @@ impl<P: Clone> Replica<P> {
                 Ok(())
             }
         };
-        let over = match &self.phase {
-            Phase::Leading(leader) => leader.has_resigned(),
-            Phase::Learning(learner) => learner.is_lost(),
-            Phase::New | Phase::Looking(_) => false,
+        let (over, next) = match &self.phase {
+            Phase::Leading(leader) => (leader.has_resigned(), leader.handed_to()),
+            Phase::Learning(learner) => (learner.is_lost(), learner.successor()),
+            Phase::New | Phase::Looking(_) => (false, None),
         };
-        if over {
-            self.look(outputs);
+        match next {
+            Some((leader, round)) => self.succeed(leader, round, outputs),
+            None if over => self.look(outputs),
+            None => {}
         }
         result
     }
@@ -182,13 +194,21 @@ impl<P: Clone> Replica<P> {
                 learner.connect_failed(leader);
             }
             (Input::Disconnected { link }, phase) => match phase {
-                Phase::Leading(leader) => leader.disconnected(link),
+                _ if self.leaving.remove(&link) => {}
+                Phase::Leading(leader) => leader.disconnected(link, outputs),
                 Phase::Learning(learner) => learner.disconnected(link),
                 Phase::Looking(looking) => looking.early.retain(|(early, _)| *early != link),
                 Phase::New => {}
             },
             (Input::Sync { origin }, Phase::Leading(leader)) => {
                 leader.sync(core, origin, outputs);
+            }
+            (Input::HandOver { to }, Phase::Leading(leader)) => {
+                leader.hand_over(core, to, self.round.saturating_add(1), outputs);
+            }
+            (Input::HandOver { .. }, _) => {
+                let outcome = Err(NoHandOver::NotLeading);
+                outputs.push(Output::HandedOver { outcome });
             }
             (Input::GiveUp { resynchronize }, phase) => {
                 core.wants_snapshot |= resynchronize;
@@ -215,6 +235,7 @@ impl<P: Clone> Replica<P> {
 
     fn tick(&mut self, outputs: &mut Vec<Output<P>>) -> Result<(), Violation> {
         self.core.now = self.core.now.after(1);
+        self.close_leaving(outputs);
         match (&mut self.phase, self.core.config.mode) {
             (Phase::New, Mode::Standalone) => {
                 self.phase = Phase::Leading(Leader::alone(&mut self.core, outputs));
@@ -234,7 +255,7 @@ impl<P: Clone> Replica<P> {
     fn look(&mut self, outputs: &mut Vec<Output<P>>) {
         let was = self.role();
         match std::mem::replace(&mut self.phase, Phase::New) {
-            Phase::Leading(leader) => leader.leave(outputs),
+            Phase::Leading(leader) => self.leave_behind(leader, outputs),
             Phase::Learning(learner) => learner.leave(outputs),
             Phase::Looking(looking) => {
                 self.round = looking.election.round();
@@ -261,6 +282,49 @@ impl<P: Clone> Replica<P> {
             early: Vec::new(),
         });
         self.settle(elected, outputs);
+    }
+
+    /// Takes the place that a hand-over gives, as if an election had.
+    fn succeed(&mut self, leader: ServerId, round: u64, outputs: &mut Vec<Output<P>>) {
+        match std::mem::replace(&mut self.phase, Phase::New) {
+            Phase::Leading(leader) => self.leave_behind(leader, outputs),
+            Phase::Learning(learner) => learner.leave(outputs),
+            Phase::New | Phase::Looking(_) => {}
+        }
+        let core = &mut self.core;
+        core.new_ensemble = false;
+        self.round = self.round.max(round);
+        let vote = Vote {
+            peer_epoch: core.epochs.current,
+            zxid: core.log.last(),
+            leader,
+        };
+        self.vote = Some(vote);
+        let elected = Elected {
+            vote,
+            round,
+            assured: false,
+        };
+        let role = Role::Moving;
+        outputs.push(Output::ChangeRole { role });
+        self.phase = match leader == core.id() {
+            true => Phase::Leading(Leader::succeeding(core, outputs)),
+            false => Phase::Learning(Learner::follow(core, elected, outputs)),
+        };
+    }
+
+    fn leave_behind(&mut self, leader: Leader<P>, outputs: &mut Vec<Output<P>>) {
+        self.leaving.extend(leader.leave(outputs));
+        self.left_at = self.core.now;
+    }
+
+    /// Who was told to leave has had the time for it.
+    fn close_leaving(&mut self, outputs: &mut Vec<Output<P>>) {
+        let limit = self.core.config.timing.tick_time;
+        if self.core.now.exceeds(self.left_at, limit) {
+            let links = std::mem::take(&mut self.leaving).into_iter();
+            outputs.extend(links.map(|link| Output::Close { link }));
+        }
     }
 
     /// Takes the role that an election gave, if it is over.
@@ -361,12 +425,16 @@ impl<P: Clone> Replica<P> {
         message: Message<P>,
         outputs: &mut Vec<Output<P>>,
     ) -> Result<(), Violation> {
+        if self.leaving.contains(&link) {
+            return Ok(());
+        }
         let core = &mut self.core;
         if let Message::LearnerInfo {
             id,
             observer,
             accepted_epoch,
             config_version,
+            capabilities,
         } = message
         {
             let introduction = Introduction {
@@ -374,6 +442,7 @@ impl<P: Clone> Replica<P> {
                 observer,
                 accepted_epoch,
                 config_version,
+                capabilities,
             };
             match &mut self.phase {
                 Phase::Leading(leader) if !leader.has_learner(link) => {
@@ -403,13 +472,24 @@ impl<P: Clone> Replica<P> {
         }
     }
 
+    /// As leader: whether nothing can be proposed for a while, and requests are to wait, since leadership is being
+    /// handed over. Who waits is to look again after each input.
+    pub const fn is_paused(&self) -> bool {
+        match &self.phase {
+            Phase::Leading(leader) => leader.is_paused(),
+            _ => false,
+        }
+    }
+
     /// What this replica is to its clients.
     pub fn role(&self) -> Role {
         match &self.phase {
             Phase::New | Phase::Looking(_) => Role::Looking,
-            Phase::Leading(leader) => leader
-                .established_epoch()
-                .map_or(Role::Looking, |epoch| Role::Leading { epoch }),
+            Phase::Leading(leader) => match leader.established_epoch() {
+                Some(epoch) => Role::Leading { epoch },
+                None if leader.is_moving() => Role::Moving,
+                None => Role::Looking,
+            },
             Phase::Learning(learner) => learner.role(),
         }
     }
@@ -432,6 +512,27 @@ impl<P: Clone> Replica<P> {
         match &self.phase {
             Phase::Leading(leader) => leader.is_synced_quorum(self.core.id(), ensemble),
             _ => false,
+        }
+    }
+
+    /// As leader: whether a quorum has all through `zxid`, if this server, which may not have it yet, is counted.
+    pub fn others_have(&self, zxid: Zxid) -> bool {
+        match &self.phase {
+            Phase::Leading(leader) => leader.others_have(&self.core, zxid),
+            _ => false,
+        }
+    }
+
+    /// Whether all through `zxid` is durable here.
+    pub fn is_flushed(&self, zxid: Zxid) -> bool {
+        self.core.log.is_durable_through(zxid)
+    }
+
+    /// As leader: how many rounds of PINGs were begun, and the last that a quorum has answered.
+    pub const fn ping_rounds(&self) -> (u64, u64) {
+        match &self.phase {
+            Phase::Leading(leader) => leader.ping_rounds(),
+            _ => (0, 0),
         }
     }
 
@@ -521,6 +622,7 @@ impl Looking {
 
 #[cfg(test)]
 mod tests {
+    use ringkeeper_proto::quorum::Capabilities;
     use ringkeeper_proto::{Epoch, ServerId};
 
     use super::*;
@@ -886,6 +988,7 @@ mod tests {
             observer: false,
             accepted_epoch: Epoch(0),
             config_version: 0,
+            capabilities: Capabilities::NONE,
         });
         hear(Message::AckEpoch {
             current_epoch: Some(Epoch(0)),

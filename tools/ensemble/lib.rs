@@ -11,6 +11,7 @@ pub mod check;
 pub mod ensemble;
 pub mod failover;
 pub mod faults;
+pub mod hand_over;
 pub mod load;
 pub mod network;
 pub mod replace;

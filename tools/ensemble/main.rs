@@ -21,7 +21,7 @@ use ringkeeper_ensemble::check::{check, check_epochs};
 use ringkeeper_ensemble::faults::{Fault, inflict};
 use ringkeeper_ensemble::load::{Load, LoadPlan};
 use ringkeeper_ensemble::replace::replace_all;
-use ringkeeper_ensemble::{Ensemble, Plan, apache, debian, failover, synchronize};
+use ringkeeper_ensemble::{Ensemble, Plan, apache, debian, failover, hand_over, synchronize};
 use ringkeeper_harness::Launch;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -91,6 +91,15 @@ enum Trouble {
         #[arg(long, default_value_t = 100)]
         znodes: u64,
     },
+    /// Have the leader hand over by command, again and again, and measure how long clients of all members wait
+    HandOver {
+        /// How often
+        #[arg(long, default_value_t = 20)]
+        times: u32,
+        /// Meanwhile others write too, and everything is checked afterwards
+        #[arg(long)]
+        under_load: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -144,6 +153,13 @@ fn run_in(options: &Options, ensemble: &mut Ensemble) -> Result<()> {
     if let Some(Trouble::Failover { kills, znodes }) = &options.trouble {
         return fail_over(ensemble, *kills, *znodes);
     }
+    if let Some(Trouble::HandOver {
+        times,
+        under_load: false,
+    }) = &options.trouble
+    {
+        return hand_over(ensemble, *times);
+    }
     let ids = ensemble.ids();
     let addresses = ids.iter().map(|id| ensemble.address(*id));
     let addresses = addresses.collect::<Result<Vec<_>>>()?;
@@ -181,6 +197,7 @@ fn make_trouble(options: &Options, ensemble: &mut Ensemble, load: &Load) -> Resu
             }
             Ok(())
         }
+        Some(Trouble::HandOver { times, .. }) => hand_over(ensemble, *times),
         _ => inflict_all(options, ensemble, load),
     }
 }
@@ -210,6 +227,33 @@ fn fail_over(ensemble: &mut Ensemble, kills: u32, znodes: u64) -> Result<()> {
         at(90).unwrap_or_default(),
         at(100).unwrap_or_default()
     );
+    Ok(())
+}
+
+fn hand_over(ensemble: &Ensemble, times: u32) -> Result<()> {
+    hand_over::prepare(ensemble)?;
+    let (mut all, mut commands) = (Vec::new(), Vec::new());
+    for at in 1..=times {
+        let done = hand_over::once(ensemble)?;
+        let [old, new, other] = done.pauses;
+        println!(
+            "{at:3}. {} to {}: longest wait {old:.1?} at the old leader, {new:.1?} at the new one, {other:.1?} elsewhere",
+            done.from, done.to
+        );
+        all.push(done.longest());
+        commands.push(done.command);
+    }
+    let line = |mut of: Vec<Duration>| {
+        of.sort_unstable();
+        let at = |part: usize| of.get((of.len() - 1) * part / 100).copied();
+        let [p50, p90, max] = [50, 90, 100].map(|part| at(part).unwrap_or_default());
+        format!("p50 {p50:.1?}, p90 {p90:.1?}, max {max:.1?}")
+    };
+    println!(
+        "longest wait of a client for a write while leadership is handed over, {times} times, no connection lost: {}",
+        line(all)
+    );
+    println!("the command: {}", line(commands));
     Ok(())
 }
 

@@ -373,6 +373,21 @@ impl Checks {
         Ok(())
     }
 
+    /// A leader begins another epoch without an election: its sessions live on as they were.
+    pub(crate) fn leads_on(
+        &mut self,
+        member: usize,
+        reign: u64,
+        epoch: u32,
+    ) -> Result<(), Violation> {
+        match self.leaders.insert(epoch, (member, reign)) {
+            Some((other, _)) => Err(format!(
+                "two leaders in epoch {epoch}: member {other} and member {member}"
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// A member shows a tree.
     pub(crate) fn shows(&self, member: usize, shown: Shown) -> Result<(), Violation> {
         let Shown {

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use ringkeeper_member::{
-    Core, CoreParts, Done, Errand, Loaded, Now, Publication, Sessions, Standing, replay, snapshot,
-    zab_of_member,
+    Core, CoreParts, Done, Errand, Loaded, Now, Publication, Sessions, Standing, StandingChange,
+    replay, snapshot, zab_of_member,
 };
 use ringkeeper_peers::PeerEvent;
 use ringkeeper_proto::quorum::SNAPSHOT_END;
-use ringkeeper_proto::{SessionId, WriteJute as _, Zxid};
+use ringkeeper_proto::{ServerId, SessionId, WriteJute as _, Zxid};
 use ringkeeper_storage::{
     Dirs, LogOptions, Opened, Recovered, SimDisk, SnapshotInfo, SnapshotReader, SnapshotWriter,
     StorageError, Store, TxnLog,
@@ -724,8 +724,8 @@ impl World {
                 process.closed.insert(*link);
             }
         }
-        if let Some(standing) = standing {
-            self.take_standing(number, standing)?;
+        if let Some(change) = standing {
+            self.take_standing(number, change)?;
         }
         for notice in notices {
             self.take_notice(number, notice);
@@ -736,21 +736,47 @@ impl World {
         Ok(())
     }
 
-    fn take_standing(&mut self, number: usize, standing: Standing) -> Result<(), Violation> {
+    /// Asks a leader to hand over.
+    pub(crate) fn ask_to_hand_over(&mut self, number: usize, to: Option<usize>) {
+        let now = self.now_of(number);
+        if self.members[number].paused {
+            return;
+        }
+        let Some(process) = self.members[number].process() else {
+            return;
+        };
+        process.core.start_turn(now);
+        process.core.hand_over(to.map(|to| ServerId(to as u64)));
+        self.trace
+            .note(self.now, number, "hand over", to.unwrap_or(0) as u64, 0);
+        let done = self.after_turn(number);
+        self.found = self.found.take().or_else(|| done.err());
+    }
+
+    fn take_standing(&mut self, number: usize, change: StandingChange) -> Result<(), Violation> {
+        let standing = change.standing;
         let at_ms = self.now / 1000;
         let Some(process) = self.members[number].process() else {
             return Ok(());
         };
-        process.standing = standing;
+        let before = std::mem::replace(&mut process.standing, standing);
         let tree = process.core.published_tree().clone();
         let kind = match standing {
             Standing::Leading(_) => "leading",
             Standing::Following(_) => "following",
+            Standing::Moving => "moving",
             _ => "looking",
         };
         self.trace
             .note(self.now, number, kind, tree.zxid().0, tree.digest());
         self.counts.add(kind);
+        if let (Standing::Leading(_), Standing::Leading(epoch)) = (before, standing) {
+            self.counts.add("new epochs without an election");
+            return self.checks.leads_on(number, self.reigns, epoch.0);
+        }
+        if change.keeps_clients && before != Standing::Moving && standing != Standing::Moving {
+            return Ok(());
+        }
         self.checks.role_changed(number);
         if let Standing::Leading(epoch) = standing {
             self.reigns += 1;
@@ -763,7 +789,11 @@ impl World {
         if standing.is_serving() {
             self.members[number].is_blank = false;
         }
-        self.end_clients(number);
+        if !change.keeps_clients {
+            self.end_clients(number);
+        } else if standing != Standing::Moving {
+            self.counts.add("moved with clients");
+        }
         Ok(())
     }
 

@@ -22,7 +22,7 @@ pub(crate) enum Undo {
 }
 
 /// Moments at which a member is struck: those at which the order of things matters.
-const TRAPS: [Trap; 13] = [
+const TRAPS: [Trap; 14] = [
     Trap::Works,
     Trap::Works,
     Trap::Sends("ACK"),
@@ -36,6 +36,7 @@ const TRAPS: [Trap; 13] = [
     Trap::Sends("PROPOSAL"),
     Trap::Sends("COMMIT"),
     Trap::Sends("LEADERINFO"),
+    Trap::Sends("HANDOVER"),
 ];
 
 impl World {
@@ -63,7 +64,8 @@ impl World {
             64..70 => self.slow_disk(member),
             70..77 => self.pause(member),
             77..82 => self.slow_network(),
-            82..92 => {
+            82..88 => self.hand_over(),
+            88..94 => {
                 let client = self.faults.index(self.clients.len());
                 self.count_fault("client connection breaks");
                 self.break_connection(client);
@@ -254,6 +256,38 @@ impl World {
             7..9 => self.isolate(member),
             _ => self.pause(member),
         }
+    }
+
+    /// Whoever leads is asked to hand over; that in itself is no fault, but anything may happen meanwhile.
+    fn hand_over(&mut self) {
+        let Some(leader) = self.leader() else {
+            return;
+        };
+        let servers = self.plan.servers;
+        let to = match self.faults.chance(500) {
+            true => Some(self.faults.index(servers) + 1),
+            false => None,
+        };
+        self.count_fault("hand-over");
+        let trouble = self.faults.below(10);
+        if trouble < 2 {
+            self.members[leader].disk_slowness = self.faults.pick(&[10, 50]);
+            let at = self.now + self.faults.around(2 * SECOND);
+            self.schedule(at, Event::Undo(Undo::SlowDisk(leader)));
+        }
+        self.ask_to_hand_over(leader, to);
+        let member = match trouble {
+            2 => leader,
+            3..5 => to.unwrap_or_else(|| self.faults.index(servers) + 1),
+            5 => self.faults.index(servers) + 1,
+            _ => return,
+        };
+        let life = self.members[member].life;
+        let at = self.now
+            + self
+                .faults
+                .around(6 * (self.plan.disk_delay + self.plan.net_delay));
+        self.schedule(at, Event::Sprung { member, life });
     }
 
     // Partitions.

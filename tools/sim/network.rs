@@ -619,7 +619,9 @@ pub(crate) fn sessions_of(packet: &Packet) -> Vec<SessionId> {
 fn zxid_of(message: &Message<Bytes>) -> u64 {
     match message {
         Message::LearnerInfo { accepted_epoch, .. } => accepted_epoch.0.into(),
-        Message::LeaderInfo { epoch, .. } | Message::NewLeader { epoch, .. } => epoch.0.into(),
+        Message::LeaderInfo { epoch, .. }
+        | Message::NewEpoch { epoch }
+        | Message::NewLeader { epoch, .. } => epoch.0.into(),
         Message::AckEpoch { last_logged, .. } => last_logged.map_or(u64::MAX, |zxid| zxid.0),
         Message::Diff { zxid }
         | Message::Trunc { zxid }
@@ -627,7 +629,7 @@ fn zxid_of(message: &Message<Bytes>) -> u64 {
         | Message::Ack { zxid }
         | Message::Commit { zxid }
         | Message::CommitAndActivate { zxid, .. } => zxid.0,
-        Message::Ping { round } => *round,
+        Message::Ping { round } | Message::HandOver { round, .. } => *round,
         Message::Proposal(proposal)
         | Message::Inform(proposal)
         | Message::InformAndActivate { proposal, .. } => proposal.zxid.0,

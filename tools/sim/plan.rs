@@ -36,6 +36,10 @@ pub(crate) struct Plan {
     pub(crate) duration: u64,
     /// How often, in a thousand, a disk with several things to do finishes any of them and not the first.
     pub(crate) disk_disorder: u64,
+    /// The last counter of an epoch; 0 for the protocol's.
+    pub(crate) counter_max: u64,
+    /// How long a leader's disk or network must be slow until it hands over, in milliseconds.
+    pub(crate) limping_ms: u64,
 }
 
 impl Plan {
@@ -58,6 +62,8 @@ impl Plan {
             fault_every: random.between(SECOND, 12 * SECOND),
             duration: random.between(300 * SECOND, 900 * SECOND),
             disk_disorder: random.pick(&[0, 300, 900]),
+            counter_max: random.pick(&[0, 0, 200, 2000]),
+            limping_ms: random.pick(&[500, 2000, 5000]),
         }
     }
 
@@ -65,8 +71,10 @@ impl Plan {
     pub(crate) fn settings(&self, member: usize) -> Arc<Settings> {
         let mut text = format!(
             "dataDir=/data\nclientPort=2181\ntickTime={}\ninitLimit={}\nsyncLimit={}\n\
-             jute.maxbuffer=8192\njute.maxbuffer.extrasize=8192\n",
-            self.tick_ms, self.init_limit, self.sync_limit
+             jute.maxbuffer=8192\njute.maxbuffer.extrasize=8192\nringkeeper.test.counterMax={}\n\
+             ringkeeper.limping.sustainedMs={}\nringkeeper.limping.pauseMs=5000\n\
+             ringkeeper.limping.diskMs=20\nringkeeper.limping.networkMs=20\n",
+            self.tick_ms, self.init_limit, self.sync_limit, self.counter_max, self.limping_ms
         );
         for id in 1..=self.servers {
             text.push_str(&format!("server.{id}=n{id}:2888:3888\n"));

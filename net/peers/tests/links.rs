@@ -206,6 +206,7 @@ fn packets_arrive_in_order_and_links_are_never_numbered_twice() {
             let link = learner.connect(leader.id).await;
             numbers.push(link);
             let introduction = Message::LearnerInfo {
+                capabilities: ringkeeper_proto::quorum::Capabilities::NONE,
                 id: learner.id,
                 observer: false,
                 accepted_epoch: Epoch(3),

@@ -19,6 +19,12 @@ impl Capabilities {
     pub const NONE: Self = Self(0);
     /// A learner may ask for a snapshot whatever its log holds (a byte behind ACKEPOCH's four).
     pub const SNAPSHOT_ON_REQUEST: Self = Self(1);
+    /// A learner takes HANDOVER: its leader names the one that leads next.
+    pub const HAND_OVER: Self = Self(2);
+    /// A learner takes NEWEPOCH: its leader begins another epoch, and leads on.
+    pub const NEW_EPOCH: Self = Self(4);
+    /// What a learner of this version understands.
+    pub const OF_LEARNER: Self = Self(Self::HAND_OVER.0 | Self::NEW_EPOCH.0);
     const MAGIC: [u8; 2] = *b"RK";
 
     /// Whether all of `wanted` are there.

@@ -5,6 +5,7 @@
 //! ensemble 2 oracle=1       two voters, one of which an oracle may let decide alone
 //! oracle 1 [grants=1]       the oracle tells server 1 to go on alone, or not to
 //! ensemble 3 [observers=1]  three voters, and observers after them; all are down
+//!   [counters=2]            an epoch has so many counters
 //! start 1 2 3               start servers
 //! settle [hold=2]           everything happens but time; the disks of the held do nothing
 //! tick 10                   ten ticks, settling after each
@@ -17,6 +18,7 @@
 //! wipe 2                    the disk of a server that is down is replaced by a blank one
 //! part 1 2, heal 1 2        two servers lose each other, or find each other again
 //! purge 1                   server 1 takes a snapshot and drops its log
+//! handover 1 [2]            server 1 is asked to hand over, to server 2 or whom it likes
 //! status                    roles, logs and what is shown
 //! ```
 
@@ -138,6 +140,9 @@ impl Scenario {
                 cluster.config = cluster.config.with_oracle();
                 cluster.has_oracle = true;
             }
+            if let Some(counters) = option("counters") {
+                cluster.counter_max = u32::try_from(counters).expect("a counter");
+            }
             self.cluster = Some(cluster);
             return;
         }
@@ -184,6 +189,7 @@ impl Scenario {
             "part" => cluster.part(ids[0], ids[1]),
             "heal" => cluster.heal(ids[0], ids[1]),
             "purge" => cluster.purge(ids[0]),
+            "handover" => cluster.hand_over(ids[0], ids.get(1).copied()),
             "status" => status(cluster, said),
             other => panic!("no command {other}"),
         }
@@ -234,6 +240,7 @@ fn status(cluster: &Cluster, said: &mut String) {
         let role = match node.role {
             _ if node.replica.is_none() => "down".to_owned(),
             Role::Looking => "looking".to_owned(),
+            Role::Moving => "moving".to_owned(),
             Role::Leading { epoch } => format!("leads epoch {epoch}"),
             Role::Following { leader, epoch } => format!("follows {leader} in epoch {epoch}"),
             Role::Observing { leader, epoch } => format!("observes {leader} in epoch {epoch}"),

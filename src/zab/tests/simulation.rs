@@ -80,7 +80,10 @@ impl Simulation {
             (voters + 1..=voters + observers).map(ServerId),
         )
         .expect("voters");
-        let cluster = Cluster::new(config, timing());
+        let mut cluster = Cluster::new(config, timing());
+        if random.chance(2) {
+            cluster.counter_max = 1 + u32::try_from(random.below(8)).expect("small");
+        }
         let ids = cluster.nodes.keys().copied().collect();
         let faults = 1 + random.below(3);
         let kinds = [
@@ -111,6 +114,9 @@ impl Simulation {
                 Weather::Network | Weather::Crashes => 40,
                 Weather::Mixed | Weather::SlowDisks => 120,
             };
+            if self.random.chance(240 / self.faults) {
+                self.hand_over();
+            }
             if !calm && self.random.chance(rarity / self.faults) {
                 self.fault();
             }
@@ -198,6 +204,19 @@ impl Simulation {
             15 => {}
             _ => self.isolate_leader(),
         }
+    }
+
+    /// A leader is asked to hand over, to anybody or to somebody.
+    fn hand_over(&mut self) {
+        let leads = |id: &ServerId| matches!(self.cluster.nodes[id].role, Role::Leading { .. });
+        let Some(leader) = self.ids.iter().copied().find(leads) else {
+            return;
+        };
+        let to = match self.random.chance(2) {
+            true => self.random.pick(&self.ids),
+            false => None,
+        };
+        self.cluster.hand_over(leader, to);
     }
 
     /// A leader that nobody hears goes on proposing: what it logs then is to be cut off later.
@@ -369,6 +388,10 @@ fn random_runs_keep_the_invariants_and_recover() {
             "snapshot installed",
             "history read",
             "link cut",
+            "handed over",
+            "led on",
+            "moved",
+            "new epoch",
         ];
         for what in needed {
             assert!(

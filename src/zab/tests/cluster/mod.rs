@@ -53,6 +53,8 @@ pub(crate) struct Node {
     connecting: Option<ServerId>,
     installing: Option<Installing>,
     pub(crate) role: Role,
+    /// While it is moved from one leader to another: the epoch that it leaves, and the end of its log then.
+    moving_from: Option<(Epoch, Zxid)>,
 }
 
 pub(crate) struct Cluster {
@@ -67,10 +69,14 @@ pub(crate) struct Cluster {
     /// Pairs that cannot reach each other, smaller id first.
     pub(crate) parted: std::collections::BTreeSet<(ServerId, ServerId)>,
     next_link: u64,
+    /// See [`Config::counter_max`].
+    pub(crate) counter_max: u32,
     next_value: u32,
     /// What was committed anywhere, in order. Nothing of it may ever change.
     pub(crate) committed: Vec<Entry>,
     leaders: BTreeMap<Epoch, ServerId>,
+    /// Epochs whose leaders have handed over, and where they ended.
+    closed: BTreeMap<Epoch, Zxid>,
     /// Outputs and violations in words, when someone reads them.
     pub(crate) trace: Option<Vec<String>>,
     /// Whether the trace is printed as it grows.
@@ -91,9 +97,11 @@ impl Cluster {
             notifications: BTreeMap::new(),
             parted: std::collections::BTreeSet::new(),
             next_link: 1,
+            counter_max: ringkeeper_zab::COUNTER_MAX,
             next_value: 1,
             committed: Vec::new(),
             leaders: BTreeMap::new(),
+            closed: BTreeMap::new(),
             trace: None,
             print: false,
             stats: BTreeMap::new(),
@@ -128,7 +136,8 @@ impl Cluster {
     // What happens to servers.
 
     pub(crate) fn start(&mut self, id: ServerId) {
-        let config = Config::member(id, self.config.clone(), self.timing);
+        let mut config = Config::member(id, self.config.clone(), self.timing);
+        config.counter_max = self.counter_max;
         let node = self.node(id);
         if node.replica.is_some() {
             return;
@@ -464,6 +473,11 @@ impl Cluster {
         Some(payload)
     }
 
+    /// Asks a server to hand over.
+    pub(crate) fn hand_over(&mut self, id: ServerId, to: Option<ServerId>) {
+        self.step(id, Input::HandOver { to });
+    }
+
     pub(crate) fn tick(&mut self, id: ServerId) {
         self.step(id, Input::Tick);
     }
@@ -513,6 +527,7 @@ impl Cluster {
             Output::Truncate { to, generation } => {
                 self.count("truncated");
                 let node = self.node(id);
+                assert_ne!(node.role, Role::Moving, "takes back what its clients saw");
                 node.disk.truncate(to, generation);
                 assert!(
                     node.applied.last().is_none_or(|(zxid, _)| *zxid <= to),
@@ -537,7 +552,7 @@ impl Cluster {
                 // The learner may have acknowledged any of a candidate's history.
                 let whole = zxid == node.disk.view.last();
                 assert!(
-                    whole || node.role != Role::Looking,
+                    whole || !matches!(node.role, Role::Looking | Role::Moving),
                     "a snapshot of less than the history"
                 );
                 let entries = node
@@ -573,6 +588,10 @@ impl Cluster {
             Output::Commit { through } => self.commit(id, through),
             Output::ChangeRole { role } => self.change_role(id, role),
             Output::Synced { .. } | Output::SyncDone => self.count("synced"),
+            Output::HandedOver { outcome } => self.count(match outcome {
+                Ok(_) => "handed over",
+                Err(_) => "led on",
+            }),
             Output::Activate => panic!("nobody has proposed a configuration"),
             Output::Revalidate { .. } | Output::Forwarded { .. } => self.count("forwarded"),
         }
@@ -641,7 +660,7 @@ impl Cluster {
                 let saved = !disk.saves_waiting();
                 assert!(saved, "{id} promises what is not saved");
             }
-            Message::LeaderInfo { epoch, .. } => {
+            Message::LeaderInfo { epoch, .. } | Message::NewEpoch { epoch } => {
                 assert!(
                     disk.epochs.accepted >= *epoch,
                     "{id} leads an epoch not saved"
@@ -689,6 +708,11 @@ impl Cluster {
                 "a gap before {entry:?}"
             );
         }
+        let end = self.closed.get(&entry.0.epoch());
+        assert!(
+            end.is_none_or(|end| entry.0 <= *end),
+            "{entry:?} is committed in an epoch that ended at {end:?}"
+        );
         let has = |server| {
             let disk = &self.nodes[&server].disk;
             let mut all = disk.durable.entries().chain(&disk.forgotten);
@@ -703,8 +727,17 @@ impl Cluster {
     }
 
     fn change_role(&mut self, id: ServerId, role: Role) {
-        self.node(id).role = role;
-        if role != Role::Looking {
+        let before = std::mem::replace(&mut self.node(id).role, role);
+        let last = self.nodes[&id].disk.view.last();
+        if let Role::Leading { epoch }
+        | Role::Following { epoch, .. }
+        | Role::Observing { epoch, .. } = before
+        {
+            self.node(id).moving_from = (role == Role::Moving).then_some((epoch, last));
+        } else if before == Role::Moving && role != Role::Looking {
+            self.close_epoch(id);
+        }
+        if !matches!(role, Role::Looking | Role::Moving) {
             // What a snapshot showed already is committed with the epoch.
             let known = self.committed.len().min(self.nodes[&id].applied.len());
             let early: Vec<Entry> = self.nodes[&id].applied[known..].to_vec();
@@ -714,6 +747,9 @@ impl Cluster {
         }
         match role {
             Role::Leading { epoch } => {
+                if matches!(before, Role::Leading { .. }) {
+                    self.count("new epoch");
+                }
                 let first = *self.leaders.entry(epoch).or_insert(id);
                 assert_eq!(first, id, "two leaders of {epoch:?}");
                 let node = &self.nodes[&id];
@@ -735,13 +771,31 @@ impl Cluster {
                 self.count("learner");
             }
             Role::Looking => self.count("role lost"),
+            Role::Moving => {}
         }
+    }
+
+    /// A server that was moved to another leader serves again, and asks again for what it had not seen proposed:
+    /// nothing of it may be committed.
+    fn close_epoch(&mut self, id: ServerId) {
+        let Some((epoch, last)) = self.node(id).moving_from.take() else {
+            panic!("{id} moves, and did not serve");
+        };
+        let closed = *self.closed.entry(epoch).or_insert(last);
+        assert_eq!(closed, last, "{id} moves, and lacks what was proposed");
+        for (zxid, _) in &self.committed {
+            assert!(
+                *zxid <= last || zxid.epoch() > epoch,
+                "{id} was told that {last:?} is the last of its epoch, and {zxid:?} is committed"
+            );
+        }
+        self.count("moved");
     }
 
     /// The history of every server agrees with what was committed, as far as it says it is.
     pub(crate) fn check_applied(&self) {
         for node in self.nodes.values().filter(|node| node.replica.is_some()) {
-            if node.role == Role::Looking {
+            if matches!(node.role, Role::Looking | Role::Moving) {
                 continue;
             }
             for (ours, all) in node.applied.iter().zip(&self.committed) {
@@ -849,6 +903,10 @@ impl Cluster {
             Output::Commit { through } => format!("commit {through:?}"),
             Output::Synced { tag } => format!("synced {tag}"),
             Output::SyncDone => "sync done".to_owned(),
+            Output::HandedOver { outcome: Ok(to) } => format!("hands over to {to}"),
+            Output::HandedOver {
+                outcome: Err(reason),
+            } => format!("leads on: {reason}"),
             Output::Revalidate { from, .. } => format!("revalidate from {from}"),
             Output::Forwarded { from, request, .. } => format!("request {request} from {from}"),
             Output::ChangeRole { role } => format!("role {role:?}"),
@@ -868,6 +926,7 @@ impl Node {
             connecting: None,
             installing: None,
             role: Role::Looking,
+            moving_from: None,
         }
     }
 
@@ -885,7 +944,9 @@ pub(crate) fn describe(message: &Message<u32>) -> String {
     let name = message.name();
     match message {
         Message::LearnerInfo { accepted_epoch, .. } => format!("{name} accepted {accepted_epoch}"),
-        Message::LeaderInfo { epoch, .. } | Message::NewLeader { epoch, .. } => {
+        Message::LeaderInfo { epoch, .. }
+        | Message::NewEpoch { epoch }
+        | Message::NewLeader { epoch, .. } => {
             format!("{name} {epoch}")
         }
         Message::AckEpoch {
@@ -911,6 +972,7 @@ pub(crate) fn describe(message: &Message<u32>) -> String {
         | Message::Commit { zxid }
         | Message::CommitAndActivate { zxid, .. } => format!("{name} {zxid:?}"),
         Message::Ping { round } => format!("{name} {round}"),
+        Message::HandOver { leader, .. } => format!("{name} {leader}"),
         Message::Proposal(proposal)
         | Message::Inform(proposal)
         | Message::InformAndActivate { proposal, .. } => {
