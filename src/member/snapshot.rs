@@ -33,10 +33,10 @@ pub fn write<F: SnapshotFiles>(
     write_watched(writer, tree, &mut |_| ())
 }
 
-/// As [`write`]; `watch` is told, chunk by chunk, how many bytes of the tree there were so far.
+/// As [`write()`]; `watch` is told, chunk by chunk, how many bytes of the tree there were so far.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_watched<F: SnapshotFiles>(
     mut writer: SnapshotWriter<F>,
     tree: &Tree,
