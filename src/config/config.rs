@@ -462,7 +462,7 @@ impl PlacementConfig {
 /// The cores to use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cpus {
-    /// Those that the process may use, spread by `myid` so that servers on one machine do not share one.
+    /// Those that the process may use, shared out among the members of the ensemble on this machine.
     Auto,
     /// Executors are not pinned.
     Unpinned,

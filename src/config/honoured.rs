@@ -527,7 +527,7 @@ pub(crate) const KEYS: &[Key] = &[
         "ringkeeper.cpus",
         Owner::Ringkeeper,
         "auto",
-        "Cores to use, the first of them for the replica core; `auto` spreads servers that share a machine by their myid, `none` pins nothing",
+        "Cores to use, the first of them for the replica core; `auto` shares them out among the members on this machine and pins nothing where there are fewer than members, `none` never pins",
         "auto, none, or a list such as 0,2-5",
         |draft, value| {
             draft.config.placement.cpus = Cpus::parse(value)?;

@@ -44,6 +44,29 @@ pub struct PeersConfig {
     pub observer_master_port: Option<u16>,
 }
 
+impl PeersConfig {
+    /// How many members are on this server's machine, as their addresses say, and which of them it is, from 0.
+    pub fn of_this_machine(&self) -> (usize, usize) {
+        let hosts = |id: &u64| {
+            let member = self.membership.members.get(id);
+            let addresses = member.map_or(&[][..], |member| &member.addresses);
+            addresses.iter().map(|address| address.host.as_str())
+        };
+        let is_here = |id: &&u64| {
+            **id == self.id || hosts(id).any(|host| hosts(&self.id).any(|own| own == host))
+        };
+        let here: Vec<u64> = self
+            .membership
+            .members
+            .keys()
+            .filter(is_here)
+            .copied()
+            .collect();
+        let rank = here.iter().position(|id| *id == self.id).unwrap_or(0);
+        (here.len().max(1), rank)
+    }
+}
+
 /// The members of an ensemble and how they decide.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Membership {

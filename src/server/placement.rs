@@ -17,20 +17,20 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
-    /// As configured; else one shard per CPU that this process may use, beginning at a place that the
-    /// server's id decides, so that servers on one machine do not crowd.
+    /// As configured; else one shard per CPU that this process may use. Members of an ensemble on one machine
+    /// share its CPUs out among them; where there are fewer CPUs than members, nothing is pinned, for members
+    /// pinned to one CPU wait for each other while another CPU is idle.
     pub(crate) fn new(settings: &Settings) -> Self {
         let placement = &settings.config.placement;
         let allowed = cpus_allowed();
-        let mut cpus = match &placement.cpus {
-            Cpus::Auto => allowed.clone(),
+        let cpus: Vec<usize> = match &placement.cpus {
+            Cpus::Auto => match &settings.config.peers {
+                Some(peers) => share(&allowed, peers.of_this_machine()),
+                None => allowed.clone(),
+            },
             Cpus::Unpinned => Vec::new(),
             Cpus::List(cpus) => cpus.iter().map(|cpu| *cpu as usize).collect(),
         };
-        if placement.cpus == Cpus::Auto && !cpus.is_empty() {
-            let first = usize::from(settings.server_id) % cpus.len();
-            cpus.rotate_left(first);
-        }
         let count = placement
             .shards
             .map_or(cpus.len(), |count| count as usize)
@@ -39,9 +39,18 @@ impl Placement {
         Self {
             shards: (0..count).map(of_shard).collect(),
             beside: cpus.iter().skip(1).copied().collect(),
-            all: if cpus.is_empty() { allowed } else { cpus },
+            all: match placement.cpus {
+                Cpus::List(_) => cpus,
+                _ => allowed,
+            },
         }
     }
+}
+
+/// The part of the CPUs of one of so many servers; none when there are too few.
+fn share(cpus: &[usize], (servers, rank): (usize, usize)) -> Vec<usize> {
+    let each = cpus.len() / servers;
+    cpus.iter().skip(rank * each).take(each).copied().collect()
 }
 
 /// The CPUs that this process may use, as the kernel lists them ("0-1,4"); none when it does not say.
@@ -70,5 +79,13 @@ mod tests {
         assert_eq!(parse_list("\t0-2,5,7-8\n"), [0, 1, 2, 5, 7, 8]);
         assert_eq!(parse_list("3"), [3]);
         assert_eq!(parse_list(""), []);
+    }
+
+    #[test]
+    fn servers_of_one_machine_share_its_cpus() {
+        assert_eq!(share(&[4, 5, 6, 7], (1, 0)), [4, 5, 6, 7]);
+        assert_eq!(share(&[4, 5, 6, 7], (2, 1)), [6, 7]);
+        assert_eq!(share(&[0, 1, 2, 3, 4], (3, 2)), [2]);
+        assert_eq!(share(&[0, 1], (3, 0)), []);
     }
 }
