@@ -116,11 +116,13 @@ fn doorbell_counts_rings_as_one_and_loses_none() {
     let stored = Arc::new(AtomicU64::new(0));
     let seen = Arc::clone(&stored);
     let handle = spawn_executor(spec("bell"), move || async move {
-        let mut last = 0;
+        let (mut last, mut returned) = (0, 0);
         while last < 50_000 {
             timeout(PATIENCE, bell.rung()).await.unwrap();
+            returned += 1;
             let now = seen.load(Ordering::Relaxed);
-            assert!(now > last, "rung for nothing");
+            // What is stored may be seen before its own ring comes.
+            assert!(now >= last && now >= returned, "rung for nothing");
             last = now;
         }
     });
