@@ -52,7 +52,7 @@ pub fn encode(packet: &Packet, peer: Peer, out: &mut BytesMut) {
         }
         Message::LeaderInfo { epoch, extended } => {
             let capabilities = match extended {
-                true => Capabilities::SNAPSHOT_ON_REQUEST,
+                true => Capabilities::OF_LEADER,
                 false => Capabilities::NONE,
             };
             let data = encode_leader_info(capabilities);
@@ -161,7 +161,7 @@ pub fn decode(bytes: &Bytes, nameless: ServerId) -> Result<Option<Packet>, Decod
         }
         PacketKind::LeaderInfo => Message::LeaderInfo {
             epoch: zxid.epoch(),
-            extended: decode_leader_info(data.as_deref())?.has(Capabilities::SNAPSHOT_ON_REQUEST),
+            extended: decode_leader_info(data.as_deref())?.has(Capabilities::OF_LEADER),
         },
         PacketKind::AckEpoch => {
             let ack = EpochAck::decode(data.as_deref())?;

@@ -40,6 +40,8 @@ pub(crate) struct Leader<P> {
     phase: Phase,
     learners: BTreeMap<LinkId, Progress>,
     outstanding: Outstanding<P>,
+    /// The last one that is committed, while not all learners are told.
+    run: Option<Zxid>,
     /// Members that get a snapshot, since the log turned out not to reach back to them.
     needs_snapshot: BTreeSet<ServerId>,
     /// Voters that are in a later election, and have not come back.
@@ -120,6 +122,7 @@ impl<P: Clone> Leader<P> {
             phase,
             learners: BTreeMap::new(),
             outstanding: Outstanding::after(core.log.last()),
+            run: None,
             needs_snapshot: BTreeSet::new(),
             disloyal: BTreeSet::new(),
             phase_since: core.now,
@@ -481,6 +484,7 @@ impl<P: Clone> Leader<P> {
             // Apache learner takes what comes out of order for another server's, and waits for ever.
             self.release_syncs(core, outputs);
         }
+        self.announce_run(outputs);
         core.commit_through(self.outstanding.committed(), outputs);
         self.resigned |= !core.config.ensemble.is_active_voter(me);
         self.release_syncs(core, outputs);
@@ -493,12 +497,14 @@ impl<P: Clone> Leader<P> {
     }
 
     /// Tells the learners that a proposal is committed. Who is not live yet reads it from the log.
-    fn announce(&self, proposal: Proposal<P>, outputs: &mut Vec<Output<P>>) {
+    fn announce(&mut self, proposal: Proposal<P>, outputs: &mut Vec<Output<P>>) {
         let zxid = proposal.zxid;
+        self.run = Some(zxid);
         for (link, progress) in &self.learners {
             if progress.is_live() {
                 let message = match progress.observer {
                     true => Message::Inform(proposal.clone()),
+                    false if progress.takes_runs() => continue,
                     false => Message::Commit { zxid },
                 };
                 outputs.push(Output::Send {
@@ -509,14 +515,28 @@ impl<P: Clone> Leader<P> {
         }
     }
 
+    /// The same for the run of proposals that was announced since the last time, to learners that take runs.
+    fn announce_run(&mut self, outputs: &mut Vec<Output<P>>) {
+        let Some(zxid) = self.run.take() else { return };
+        for (link, progress) in &self.learners {
+            if progress.is_live() && !progress.observer && progress.takes_runs() {
+                outputs.push(Output::Send {
+                    link: *link,
+                    message: Message::Commit { zxid },
+                });
+            }
+        }
+    }
+
     /// Tells them so of the transaction that sets the next configuration. A leader that has no vote in it
     /// designates another, and is left (ZK: `Leader.getDesignatedLeader`).
     fn announce_activation(
-        &self,
+        &mut self,
         core: &CoreState,
         proposal: Proposal<P>,
         outputs: &mut Vec<Output<P>>,
     ) {
+        self.announce_run(outputs);
         let (me, zxid) = (core.id(), proposal.zxid);
         let voters = core.config.ensemble.next().map(Ensemble::voters);
         let votes = |id: &ServerId| voters.is_some_and(|voters| voters.contains(id));
@@ -606,6 +626,7 @@ impl<P: Clone> Leader<P> {
 
     fn release_syncs(&mut self, core: &CoreState, outputs: &mut Vec<Output<P>>) {
         while let Some(origin) = self.outstanding.sync_done(core.delivered, self.confirmed) {
+            self.announce_run(outputs);
             match origin {
                 SyncOrigin::Own(tag) => outputs.push(Output::Synced { tag }),
                 SyncOrigin::Learner(link) if self.learners.contains_key(&link) => {

@@ -8,7 +8,7 @@
 //! Invariants:
 //! - no acknowledgement leaves before the flush it speaks of, and none before that of NEWLEADER;
 //! - each PROPOSAL gets one ACK, in order, except those that the leader said were committed before
-//!   NEWLEADER;
+//!   NEWLEADER; a leader that understands more gets one for all that became durable together;
 //! - nothing is delivered before UPTODATE: until then no quorum need have what the leader sends, though
 //!   it sends COMMIT for its own log's tail too;
 //! - every packet is defined in every phase: what is not expected closes the link.
@@ -100,11 +100,14 @@ struct Stream {
     to_ack: VecDeque<Zxid>,
     /// Where SYNC packets came: after the commit of these.
     syncs: VecDeque<Zxid>,
+    /// ACK and COMMIT speak of runs.
+    runs: bool,
 }
 
 impl Stream {
-    const fn after(committed: Zxid) -> Self {
+    const fn after(committed: Zxid, runs: bool) -> Self {
         Self {
+            runs,
             snapshot: Zxid::ZERO,
             committed,
             to_ack: VecDeque::new(),
@@ -144,7 +147,12 @@ impl Stream {
         if zxid <= self.committed || zxid <= self.snapshot {
             return Ok(());
         }
-        if core.log.history().successor(self.committed) != Some(zxid) {
+        let history = core.log.history();
+        let is_next = match self.runs {
+            true => history.contains(zxid),
+            false => history.successor(self.committed) == Some(zxid),
+        };
+        if !is_next {
             return Err(Violation::CommitOrder {
                 zxid,
                 committed: self.committed,
@@ -162,8 +170,14 @@ impl Stream {
             && zxid.epoch() <= core.epochs.current
         {
             self.to_ack.pop_front();
-            let message = Message::Ack { zxid };
-            outputs.push(Output::Send { link, message });
+            let next = self.to_ack.front();
+            let is_last = next.is_none_or(|next| {
+                !core.log.is_durable_through(*next) || next.epoch() != zxid.epoch()
+            });
+            if is_last || !self.runs {
+                let message = Message::Ack { zxid };
+                outputs.push(Output::Send { link, message });
+            }
         }
     }
 
@@ -307,13 +321,13 @@ impl Learner {
                 self.leader_info(core, link, epoch, outputs)?;
             }
             (Phase::Promised { epoch }, Message::Diff { .. }) if !core.must_install() => {
-                let stream = Stream::after(core.log.last());
+                let stream = Stream::after(core.log.last(), self.extended);
                 self.phase = Phase::Receiving { epoch, stream };
             }
             (Phase::Promised { epoch }, Message::Trunc { zxid }) if !core.must_install() => {
                 self.stop_moving(outputs);
                 truncate(core, zxid, outputs)?;
-                let stream = Stream::after(zxid);
+                let stream = Stream::after(zxid, self.extended);
                 self.phase = Phase::Receiving { epoch, stream };
             }
             (Phase::Promised { epoch }, Message::Snap { zxid }) => {
@@ -733,7 +747,7 @@ impl Learner {
             core.log.replace(zxid);
             core.damaged = false;
             core.delivered = zxid;
-            let mut stream = Stream::after(zxid);
+            let mut stream = Stream::after(zxid, self.extended);
             stream.snapshot = zxid;
             self.phase = Phase::Receiving { epoch, stream };
         }

@@ -67,6 +67,11 @@ impl Progress {
         matches!(self.stage, Stage::Live | Stage::Synced)
     }
 
+    /// Whether ACK and COMMIT may speak of more than one proposal.
+    pub(crate) const fn takes_runs(&self) -> bool {
+        self.capabilities.has(Capabilities::RUNS)
+    }
+
     /// NEWLEADER is sent. What it is told is committed by then it need not acknowledge.
     pub(crate) const fn go_live(&mut self, committed: Zxid) {
         self.stage = Stage::Live;
@@ -85,8 +90,8 @@ impl Progress {
         self.unacked_since.get_or_insert(now);
     }
 
-    /// It acknowledges a proposal. Acknowledgements are not cumulative: one that leaves out a proposal
-    /// which is not committed yet tells of a hole in its log.
+    /// It acknowledges a proposal, or with [`Capabilities::RUNS`] all through it. From others acknowledgements are
+    /// not cumulative: one that leaves out a proposal which is not committed yet tells of a hole in its log.
     pub(crate) fn ack(
         &mut self,
         zxid: Zxid,
@@ -97,8 +102,11 @@ impl Progress {
         if zxid <= self.acked {
             return Ok(());
         }
-        let next = history.successor(self.acked.max(committed));
-        if zxid > self.sent || (zxid > committed && next != Some(zxid)) {
+        let is_next = match self.takes_runs() {
+            true => history.contains(zxid),
+            false => zxid <= committed || history.successor(self.acked.max(committed)) == Some(zxid),
+        };
+        if zxid > self.sent || !is_next {
             return Err(Violation::AckOrder {
                 from: self.id,
                 zxid,
@@ -172,6 +180,28 @@ mod tests {
         assert_eq!(ack(2, 1), (true, zxid(2)), "again");
         assert_eq!(ack(4, 3), (true, zxid(4)), "3 is left out but committed");
         assert_eq!(ack(5, 4), (false, zxid(4)), "was never sent");
+    }
+
+    #[test]
+    fn an_acknowledgement_of_a_run_speaks_of_what_was_sent() {
+        let zxid = |counter| Zxid::new(Epoch(1), counter);
+        let mut history = History::starting_at(Zxid::ZERO);
+        for counter in 1..=5 {
+            history.append(zxid(counter));
+        }
+        let now = Moment(7);
+        let mut progress = Progress::introduced(ServerId(2), false, now);
+        progress.capabilities = Capabilities::RUNS;
+        progress.go_live(zxid(1));
+        progress.sent(zxid(4), now);
+        let mut ack = |zxid| {
+            let result = progress.ack(zxid, Zxid::ZERO, &history, now);
+            (result.is_ok(), progress.acked)
+        };
+        assert_eq!(ack(zxid(3)), (true, zxid(3)));
+        assert_eq!(ack(Zxid::new(Epoch(0), 9)), (true, zxid(3)), "known");
+        assert_eq!(ack(zxid(5)), (false, zxid(3)), "was never sent");
+        assert_eq!(ack(zxid(4)), (true, zxid(4)));
     }
 
     #[test]

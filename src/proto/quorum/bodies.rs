@@ -23,8 +23,12 @@ impl Capabilities {
     pub const HAND_OVER: Self = Self(2);
     /// A learner takes NEWEPOCH: its leader begins another epoch, and leads on.
     pub const NEW_EPOCH: Self = Self(4);
+    /// ACK and COMMIT may speak of a run of proposals, by its last: of all that came before it on the link too.
+    pub const RUNS: Self = Self(8);
+    /// What a leader of this version understands.
+    pub const OF_LEADER: Self = Self(Self::SNAPSHOT_ON_REQUEST.0 | Self::RUNS.0);
     /// What a learner of this version understands.
-    pub const OF_LEARNER: Self = Self(Self::HAND_OVER.0 | Self::NEW_EPOCH.0);
+    pub const OF_LEARNER: Self = Self(Self::HAND_OVER.0 | Self::NEW_EPOCH.0 | Self::RUNS.0);
     const MAGIC: [u8; 2] = *b"RK";
 
     /// Whether all of `wanted` are there.
