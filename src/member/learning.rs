@@ -3,6 +3,7 @@
 //! ZK: FollowerRequestProcessor and CommitProcessor. A session's requests are answered in their order. What
 //! has come back is told by its session and the client's number for it.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
@@ -100,18 +101,39 @@ impl Learning {
     /// Takes the request that `header`'s transaction came of, and what waits before it: that has got lost.
     fn take(&mut self, header: &TxnHeader) -> Option<(Waiting, Vec<ClientKey>)> {
         let queue = self.waiting.get_mut(&header.session)?;
-        let is_it = |it: &Waiting| match it.kind {
-            Kind::Forwarded => it.cxid == header.cxid && header.op != OpCode::CreateSession,
-            Kind::NewSession { .. } => header.op == OpCode::CreateSession,
-            Kind::Sync | Kind::Refused(_) | Kind::Closes => false,
-        };
-        let at = queue.iter().position(is_it)?;
+        let at = queue.iter().position(|it| it.is_asked_by(header))?;
         let lost = queue.drain(..at).map(|it| it.to).collect();
         Some((queue.pop_front()?, lost))
+    }
+
+    /// Forgets what waits for the session of a transaction that was asked for at another server: the session has gone
+    /// there, and its older requests must not be carried out behind the newer. Returns whose they were.
+    pub(crate) fn overtaken(&mut self, header: &TxnHeader) -> Vec<ClientKey> {
+        // A refusal may be that of another server's late request.
+        let is_newer = !matches!(
+            header.op,
+            OpCode::Error | OpCode::CreateSession | OpCode::CloseSession
+        );
+        let Entry::Occupied(queue) = self.waiting.entry(header.session) else {
+            return Vec::new();
+        };
+        if !is_newer || queue.get().iter().any(|it| it.is_asked_by(header)) {
+            return Vec::new();
+        }
+        queue.remove().into_iter().map(|it| it.to).collect()
     }
 }
 
 impl Waiting {
+    /// Whether `header` is the transaction's that comes of it.
+    fn is_asked_by(&self, header: &TxnHeader) -> bool {
+        match self.kind {
+            Kind::Forwarded => self.cxid == header.cxid && header.op != OpCode::CreateSession,
+            Kind::NewSession { .. } => header.op == OpCode::CreateSession,
+            Kind::Sync | Kind::Refused(_) | Kind::Closes => false,
+        }
+    }
+
     /// As its client asked for it.
     fn into_message(self, now: Now) -> Option<ClientMessage> {
         let from = self.to;
@@ -339,7 +361,10 @@ impl<D: Disk> Core<D> {
             .map_err(|code| ZkError::from_code(code).unwrap_or(ZkError::SystemError));
         let (answer, lost) = match taken {
             Some((waiting, lost)) => (self.answer_of(&header, waiting, outcome), lost),
-            None => (self.answer_of_others(&header), Vec::new()),
+            None => (
+                self.answer_of_others(&header),
+                self.learning.overtaken(&header),
+            ),
         };
         self.drop_clients(lost);
         self.step(header.zxid, before, answer);

@@ -2,16 +2,18 @@
 //!
 //! Invariant: what waits here was proposed by nobody. At a former leader it came when nothing was proposed any
 //! more; at a learner it had been forwarded, and its leader said that it proposes nothing more, after all that it
-//! had proposed ([`Role::Moving`]). So it is asked again, of whoever leads next.
+//! had proposed ([`Role::Moving`]). So it is asked again, of whoever leads next; except what a session has asked that
+//! has meanwhile asked for something else at another server.
 
 use std::collections::VecDeque;
 
 use ringkeeper_proto::ServerId;
+use ringkeeper_proto::txn::decode_record;
 use ringkeeper_storage::Disk;
 use ringkeeper_zab::{Input, NoHandOver};
 
 use crate::core::Core;
-use crate::messages::ClientMessage;
+use crate::messages::{ClientMessage, ClientNotice};
 use crate::standing::Standing;
 
 #[cfg(doc)]
@@ -99,6 +101,13 @@ impl<D: Disk> Core<D> {
         let pause_ms = self.now.monotonic_ms() - self.moving.since_ms;
         self.stats.moves += 1;
         self.stats.last_move_ms = pause_ms;
+        for record in &self.tail {
+            let (header, ..) =
+                decode_record(&record.bytes).expect("it was decoded once when it came");
+            let lost = self.learning.overtaken(&header).into_iter();
+            let drops = lost.map(|client| ClientNotice::Drop { client });
+            self.notices.extend(drops);
+        }
         let mut held = self.learning.take_back(self.now);
         let unseen = held.len();
         held.append(&mut self.moving.held);

@@ -20,7 +20,7 @@ use ringkeeper_zab::{Input, LinkId, LogGeneration, Message, Output, Proposal};
 
 use crate::core::{Core, Record};
 use crate::errand::{Done, Errand};
-use crate::reconfiguration::text_of_record;
+use crate::reconfiguration::configuration_text;
 
 /// How much history is read for a learner at once, in bytes.
 const HISTORY_BYTES: usize = 1 << 20;
@@ -100,23 +100,21 @@ impl<D: Disk> Core<D> {
     }
 
     fn received(&mut self, link: LinkId, packet: Packet) {
-        if let Message::Proposal(proposal)
-        | Message::Inform(proposal)
-        | Message::InformAndActivate { proposal, .. } = &packet.message
-            && let Err(reason) = self.check_proposal(proposal)
-        {
-            tracing::error!(link = link.0, zxid = %proposal.zxid, reason, "a proposal cannot be taken");
-            self.send_command(PeerCommand::Close { link });
-            self.forget_link(link);
-            self.input(Input::Disconnected { link });
-            return;
-        }
         match &packet.message {
             Message::Proposal(proposal)
             | Message::Inform(proposal)
             | Message::InformAndActivate { proposal, .. } => {
-                if let Some(text) = text_of_record(&proposal.payload) {
-                    self.hear_configuration(Some(proposal.zxid), &text);
+                let zxid = proposal.zxid;
+                match self.check_proposal(proposal) {
+                    Ok(None) => {}
+                    Ok(Some(text)) => self.hear_configuration(Some(zxid), &text),
+                    Err(reason) => {
+                        tracing::error!(link = link.0, %zxid, reason, "a proposal cannot be taken");
+                        self.send_command(PeerCommand::Close { link });
+                        self.forget_link(link);
+                        self.input(Input::Disconnected { link });
+                        return;
+                    }
                 }
             }
             Message::NewLeader { config, .. } if !config.is_empty() => {
@@ -142,8 +140,8 @@ impl<D: Disk> Core<D> {
         self.input(Input::Received { link, message });
     }
 
-    /// What is logged can be replayed.
-    fn check_proposal(&self, proposal: &Proposal<Bytes>) -> Result<(), String> {
+    /// What is logged can be replayed. Returns the configuration that it sets, if it sets one.
+    fn check_proposal(&self, proposal: &Proposal<Bytes>) -> Result<Option<String>, String> {
         let len_max = self.settings.tree.txn_len_max;
         if proposal.payload.len() > len_max {
             return Err(format!(
@@ -156,7 +154,7 @@ impl<D: Disk> Core<D> {
             Ok((header, ..)) if header.zxid != proposal.zxid => {
                 Err(format!("its transaction is that of {}", header.zxid))
             }
-            Ok(_) => Ok(()),
+            Ok((header, txn, _)) => Ok(configuration_text(&header, &txn)),
         }
     }
 

@@ -9,7 +9,7 @@ use ringkeeper_config::Membership;
 use ringkeeper_peers::{Member, MemberAddress, PeerCommand};
 use ringkeeper_proto::reply::WriteReply;
 use ringkeeper_proto::txn::{Txn, decode_record};
-use ringkeeper_proto::{LossyText, OpCode, Request, ServerId, ZkError, Zxid};
+use ringkeeper_proto::{LossyText, OpCode, Request, ServerId, TxnHeader, ZkError, Zxid};
 use ringkeeper_storage::Disk;
 use ringkeeper_tree::Tree;
 use ringkeeper_tree::check_session;
@@ -69,6 +69,11 @@ pub fn peers(membership: &Membership) -> BTreeMap<ServerId, Member> {
 /// The text that a record sets the configuration to, if it is a reconfiguration.
 pub fn text_of_record(record: &[u8]) -> Option<String> {
     let (header, txn, _) = decode_record(record).ok()?;
+    configuration_text(&header, &txn)
+}
+
+/// The same of a transaction.
+pub(crate) fn configuration_text(header: &TxnHeader, txn: &Txn<'_>) -> Option<String> {
     match txn {
         Txn::SetData {
             data: Some(data), ..

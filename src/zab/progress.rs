@@ -104,7 +104,9 @@ impl Progress {
         }
         let is_next = match self.takes_runs() {
             true => history.contains(zxid),
-            false => zxid <= committed || history.successor(self.acked.max(committed)) == Some(zxid),
+            false => {
+                zxid <= committed || history.successor(self.acked.max(committed)) == Some(zxid)
+            }
         };
         if zxid > self.sent || !is_next {
             return Err(Violation::AckOrder {
