@@ -493,3 +493,51 @@ fn new_session_request(session: SessionId, timeout_ms: i32) -> Bytes {
     let (op, body) = (OpCode::CreateSession.code(), timeout_ms.to_be_bytes());
     ForwardedRequest::encode(session, 0, op, &body, &[])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_request_at_another_server_ends_what_waits() {
+        let session = SessionId(7);
+        let waiting = |cxid, kind| Waiting {
+            to: ClientKey {
+                shard: 0,
+                index: 0,
+                generation: 0,
+            },
+            cxid,
+            keep_before: false,
+            refused_as: None,
+            kind,
+            request: Bytes::new(),
+        };
+        let header = |cxid, op| TxnHeader {
+            session,
+            cxid,
+            zxid: Zxid(1),
+            time_ms: 0,
+            op,
+        };
+        let mut learning = Learning::default();
+        learning.push(session, waiting(5, Kind::Forwarded));
+        learning.push(session, waiting(6, Kind::Sync));
+        for (case, header) in [
+            ("asked here", header(5, OpCode::SetData)),
+            ("a refusal", header(9, OpCode::Error)),
+            ("its end", header(9, OpCode::CloseSession)),
+            (
+                "of another session",
+                TxnHeader {
+                    session: SessionId(8),
+                    ..header(9, OpCode::SetData)
+                },
+            ),
+        ] {
+            assert_eq!(learning.overtaken(&header).len(), 0, "{case}");
+        }
+        assert_eq!(learning.overtaken(&header(9, OpCode::SetData)).len(), 2);
+        assert_eq!(learning.take_back(Now::default()).len(), 0);
+    }
+}

@@ -129,6 +129,14 @@ impl<D: Disk> Core<D> {
             let touched = table.iter();
             touched.for_each(|touch| self.sessions.touch(touch.session, now_ms));
         }
+        // Whoever is leaving for another leader gets no answer, but has heard of the session all the same.
+        if let Message::Revalidate(question) = &packet.message
+            && self.standing.proposes()
+            && let Ok(question) = Revalidation::decode(question)
+        {
+            let now_ms = self.now.monotonic_ms();
+            self.sessions.touch(question.session, now_ms);
+        }
         let message = packet.message;
         if self.stats.was_synchronized.count(&message) {
             tracing::info!(
