@@ -1,6 +1,7 @@
 //! Reading beside a running server: whether there is one, told without touching its lock, and reading again what it
 //! has changed under our hands.
 
+use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -72,6 +73,31 @@ fn lists(locks: &str, inode: u64) -> bool {
             .and_then(|inode| inode.parse().ok());
         is_flock && is_write && found == Some(inode)
     })
+}
+
+/// The processes, this one aside, that have one of `files` open, with that file. Processes of other users tell it
+/// to root only.
+pub(crate) fn users_of<'f>(files: impl Iterator<Item = &'f Path>) -> Vec<(u32, &'f Path)> {
+    // By inode and not by name: a process may see the file system under another path.
+    let inode = |path: &Path| Some(fs::metadata(path).ok()?).map(|m| (m.dev(), m.ino()));
+    let files: HashMap<_, _> = files
+        .filter_map(|path| Some((inode(path)?, path)))
+        .collect();
+    let mut users = Vec::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = process.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        if pid == std::process::id() {
+            continue;
+        }
+        let open = fs::read_dir(process.path().join("fd"));
+        let open = open.into_iter().flatten().flatten();
+        let mut open = open.filter_map(|entry| files.get(&inode(&entry.path())?).copied());
+        users.extend(open.next().map(|path| (pid, path)));
+    }
+    users
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 
 mod apache_copy;
 mod apache_doctor;
+mod apache_purge;
 mod apache_state;
 mod apache_verify;
 mod at;

@@ -4,37 +4,57 @@ use std::path::PathBuf;
 
 use clap::Args;
 use futures_lite::future::block_on;
-use ringkeeper_storage::Dirs;
+use indicatif::ProgressBar;
+use ringkeeper_proto::Zxid;
+use ringkeeper_storage::{Dirs, Purged};
 use serde_json::json;
 
+use crate::apache_purge;
 use crate::exit::{Exit, Failure};
-use crate::input::{Format, Input};
+use crate::input::{Format, Input, Kind, kind_of};
 use crate::output::Output;
-use crate::own_dir::configured;
+use crate::own_dir::{OwnDir, configured};
+use crate::own_log::default_threads;
+use crate::segment_scan::Depth;
 use crate::state::load_snapshot;
 use crate::writing::{close_store, confirm, open_store, options_for};
 
 /// Remove old snapshots and the log that only they need; the server must be stopped (it purges by itself)
 #[derive(Args, Debug)]
 pub(crate) struct Options {
-    /// The data directory
+    /// The data directory, Ringkeeper's or Apache's
     #[arg(value_name = "DATADIR")]
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// The directory of the log, where dataLogDir is configured
     #[arg(long, value_name = "DIR")]
-    log_dir: Option<PathBuf>,
-    /// How many of the newest snapshots stay
+    pub(crate) log_dir: Option<PathBuf>,
+    /// Which data to purge where the directory holds both; Ringkeeper's unless said
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<Format>,
+    /// How many of the newest snapshots stay; at least 3 of Apache's
     #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
-    keep: u16,
+    pub(crate) keep: u16,
+    /// Only say what would be removed
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     /// Do not ask
     #[arg(long, short)]
-    yes: bool,
+    pub(crate) yes: bool,
 }
 
 pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
+    match (kind_of(&options.dir)?, options.format) {
+        (Kind::ApacheDir, _) | (Kind::BothDir, Some(Format::Apache)) => {
+            apache_purge::run(options, out)
+        }
+        _ => run_on_own(options, out),
+    }
+}
+
+fn run_on_own(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
     let input = Input::of(&options.dir, options.log_dir.as_deref(), Some(Format::Own));
     let dir = input.open_data_dir()?;
-    if dir.is_live {
+    if dir.is_live && !options.dry_run {
         return Err(Failure::refused(
             "a server runs on this directory, and purges it by itself; nothing was changed",
         ));
@@ -47,6 +67,10 @@ pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
                 "a snapshot that would stay is damaged, so nothing is purged: {error:#}"
             )));
         }
+    }
+    if options.dry_run {
+        let purged = foreseen(&dir, keep)?;
+        return report(&purged, true, out);
     }
     confirm(
         &format!(
@@ -61,21 +85,59 @@ pub(crate) fn run(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
     let opened = open_store(&dirs, options_for(&dir))?;
     let purged = block_on(opened.store.purge(keep))?;
     close_store(opened)?;
+    report(&purged, false, out)
+}
+
+/// What a purge would do, told from the files: that of the store counts the same way.
+fn foreseen(dir: &OwnDir, keep: usize) -> anyhow::Result<Purged> {
+    let snapshots: Vec<Zxid> = dir.usable_snapshots().map(|file| file.zxid).collect();
+    let excess = snapshots.len().saturating_sub(keep);
+    let Some(oldest) = snapshots.get(excess).copied() else {
+        return Ok(Purged::default());
+    };
+    let log = dir.read_log(Depth::Headers, default_threads(), &ProgressBar::hidden())?;
+    let first = dir.info().map_or(0, |info| info.first_segment);
+    let (mut segments, mut counted) = (0, 0);
+    let mut before = dir.info().map_or(Zxid::ZERO, |info| info.zxid_before);
+    for segment in log.segments.iter().filter(|scan| scan.number >= first) {
+        // The last segment that begins at or before the snapshot is the first one needed.
+        if before <= oldest && !segment.runs.is_empty() {
+            segments = counted;
+        }
+        counted += 1;
+        if let Some(run) = segment.runs.last() {
+            before = run.last.last_zxid;
+        }
+    }
+    Ok(Purged {
+        snapshots: excess,
+        segments,
+        oldest: Some(oldest),
+    })
+}
+
+fn report(purged: &Purged, is_dry: bool, out: &mut Output) -> anyhow::Result<Exit> {
     if out.json {
         out.value(&json!({
+            "dry_run": is_dry,
             "snapshots": purged.snapshots,
             "segments": purged.segments,
             "oldest": purged.oldest.map(|zxid| zxid.to_string()),
         }))?;
-    } else {
-        let oldest = purged.oldest.map_or_else(
-            || "there is no snapshot, so the whole log is needed".to_owned(),
-            |zxid| format!("the oldest snapshot is now that at {zxid}"),
-        );
-        out.line(format!(
-            "{} snapshots and {} log segments removed; {oldest}",
-            purged.snapshots, purged.segments
-        ))?;
+        return Ok(Exit::Ok);
     }
+    let (removed, is) = if is_dry {
+        ("would be removed", "would be")
+    } else {
+        ("removed", "is now")
+    };
+    let oldest = purged.oldest.map_or_else(
+        || "there is no snapshot, so the whole log is needed".to_owned(),
+        |zxid| format!("the oldest snapshot {is} that at {zxid}"),
+    );
+    out.line(format!(
+        "{} snapshots and {} log segments {removed}; {oldest}",
+        purged.snapshots, purged.segments
+    ))?;
     Ok(Exit::Ok)
 }

@@ -66,8 +66,6 @@ fn a_whole_directory_is_read_as_its_own_counterpart() {
     assert!(
         expect(0, &["at", "0x100000003", "/app", arg(dir.path())]).ends_with("data = \"first\"\n")
     );
-    // What only works on own directories says so.
-    assert!(expect_error(2, &["purge", "--yes", arg(dir.path())]).contains("Apache"));
 }
 
 #[test]

@@ -25,6 +25,8 @@ use support::{arg, expect, json, temp_dir};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const TIMEOUT_MS: i32 = 40_000;
+/// Where Debian's package keeps Apache's jar.
+const APACHE_JAR: &str = "/usr/share/java/zookeeper.jar";
 
 /// What a client sees of a znode: its data, stat, and ACL.
 type Seen = (Option<Vec<u8>>, Stat, Vec<Acl>);
@@ -439,4 +441,54 @@ fn apaches_directories_go_there_and_back() {
             "it came along"
         );
     }
+}
+
+/// Beside Apache's own `PurgeTxnLog`, with logs in another directory: the same files stay, and Apache's server shows the
+/// same from what is left. While it runs nothing is touched.
+#[test]
+fn a_purge_keeps_what_apaches_own_keeps() {
+    let dir = temp_dir();
+    let data_log = dir.path().join("logs");
+    fs::create_dir_all(&data_log).unwrap();
+    let mut launch = launch();
+    launch.set("dataLogDir", arg(&data_log));
+    let mut server = Server::new(launch, dir.path()).unwrap();
+    server.start(PATIENCE).unwrap();
+    let _sessions = workload(&server);
+    let (wanted, _) = answers(server.address());
+    let data = dir.path().join("data");
+    let purge = ["purge", "--yes", arg(&data), "--log-dir", arg(&data_log)];
+    let error = support::expect_error(4, &purge);
+    assert!(error.contains("stop the server first"), "{error}");
+    server.kill().unwrap();
+
+    let names = |data: &Path, log: &Path| {
+        let of = |dir: &Path| contents(&dir.join("version-2")).into_keys().collect();
+        let (data, log): (Vec<String>, Vec<String>) = (of(data), of(log));
+        (data, log)
+    };
+    let copy = temp_dir();
+    let (their_data, their_log) = (copy.path().join("data"), copy.path().join("logs"));
+    support::copy_dir(&data, &their_data);
+    support::copy_dir(&data_log, &their_log);
+    let before = names(&data, &data_log);
+    let classpath = std::env::var("RINGKEEPER_APACHE_CLASSPATH");
+    let output = std::process::Command::new("java")
+        .args(["-cp", classpath.as_deref().unwrap_or(APACHE_JAR)])
+        .arg("org.apache.zookeeper.server.PurgeTxnLog")
+        .args([&their_log, &their_data])
+        .args(["-n", "3"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    expect(0, &purge);
+    assert_eq!(names(&data, &data_log), names(&their_data, &their_log));
+    let left = names(&data, &data_log);
+    assert!(left.0.len() < before.0.len() && left.1.len() < before.1.len());
+
+    expect(0, &["verify", arg(&data), "--log-dir", arg(&data_log)]);
+    server.start(PATIENCE).unwrap();
+    let (shown, _) = answers(server.address());
+    server.kill().unwrap();
+    assert_same(&shown, &wanted);
 }

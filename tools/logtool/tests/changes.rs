@@ -6,7 +6,7 @@ use futures_lite::future::block_on;
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{Dirs, StdDisk, Store};
 use ringkeeper_tree::Tree;
-use support::{Maker, arg, expect, expect_error, files, history, small, temp_dir};
+use support::{Maker, arg, copy_dir, expect, expect_error, files, history, json, small, temp_dir};
 
 #[test]
 fn truncate_goes_back_and_history_goes_on_from_there() {
@@ -108,6 +108,13 @@ fn purge_keeps_what_the_kept_snapshots_need() {
     let dir = temp_dir();
     let tree = history(dir.path());
     let before = files(dir.path(), "log-").len();
+    let foreseen = json(0, &["purge", "--dry-run", "--keep", "1", arg(dir.path())]);
+    assert_eq!(files(dir.path(), "log-").len(), before);
+    let copy = temp_dir();
+    copy_dir(dir.path(), copy.path());
+    let mut done = json(0, &["purge", "--yes", "--keep", "1", arg(copy.path())]);
+    done["dry_run"] = true.into();
+    assert_eq!(foreseen, done);
     let text = expect(0, &["purge", "--yes", "--keep", "1", arg(dir.path())]);
     assert!(text.starts_with("1 snapshots and "), "{text}");
     assert!(text.contains("that at 0x100000324"), "{text}");
