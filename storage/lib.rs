@@ -13,6 +13,7 @@
 
 mod aligned;
 mod batch;
+mod blocking_disk;
 mod disk;
 mod dma_disk;
 mod error;
@@ -33,6 +34,8 @@ mod segment;
 mod sim_disk;
 #[cfg(feature = "sim")]
 mod sim_files;
+#[cfg(feature = "sim")]
+mod sim_names;
 mod snapshot;
 mod snapshot_files;
 mod stats;
@@ -42,6 +45,7 @@ mod txn_log;
 
 pub use aligned::AlignedBuffer;
 pub use batch::{Batch, BatchHeader, BatchKind, HEADER_BYTES, SealedBatch};
+pub use blocking_disk::BlockingDisk;
 pub use disk::{BLOCK_BYTES, Disk, DiskBuffer, Entry, Urgency};
 pub use dma_disk::{DmaDisk, DmaHandle, DmaRead, DurableVariant};
 pub use error::{DOCTOR, Damage, DamageKind, OpenError, StorageError};

@@ -20,7 +20,7 @@ use std::{
     future::{Future, poll_fn},
     io,
     path::{Path, PathBuf},
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     sync::{
         Arc,
@@ -30,7 +30,10 @@ use std::{
     time::Duration,
 };
 
-use crate::disk::{Disk, Entry, Urgency};
+use crate::{
+    disk::{Disk, Entry, Urgency},
+    sim_names::{NameChange, Named, Names},
+};
 
 /// What a power cut keeps or loses as a whole, in bytes.
 pub const SECTOR_BYTES: usize = 512;
@@ -78,10 +81,9 @@ pub struct SimDisk(pub(crate) Rc<RefCell<Sim>>);
 
 pub(crate) struct Sim {
     pub(crate) inodes: BTreeMap<u64, Inode>,
-    live_names: BTreeMap<PathBuf, u64>,
-    durable_names: BTreeMap<PathBuf, u64>,
-    dirs: BTreeSet<PathBuf>,
-    unsynced: Vec<NameChange>,
+    pub(crate) live: Names,
+    durable: Names,
+    pub(crate) unsynced: Vec<NameChange>,
     pub(crate) next_inode: u64,
     in_flight: Vec<Unfinished>,
     next_operation: u64,
@@ -112,33 +114,6 @@ pub(crate) struct Inode {
     pub(crate) durable: Rc<Vec<u8>>,
     /// Sectors of `live` that a blocking writer has not flushed.
     pub(crate) dirty: BTreeSet<usize>,
-}
-
-/// A change of names that is not flushed.
-#[derive(Clone)]
-struct NameChange {
-    operation: u64,
-    from: Option<PathBuf>,
-    to: Option<PathBuf>,
-    inode: u64,
-}
-
-impl NameChange {
-    fn dir(&self) -> Option<&Path> {
-        self.to
-            .as_ref()
-            .or(self.from.as_ref())
-            .and_then(|path| path.parent())
-    }
-
-    fn apply(&self, names: &mut BTreeMap<PathBuf, u64>) {
-        if let Some(from) = &self.from {
-            names.remove(from);
-        }
-        if let Some(to) = &self.to {
-            names.insert(to.clone(), self.inode);
-        }
-    }
 }
 
 struct Unfinished {
@@ -198,9 +173,8 @@ impl SimDisk {
     pub fn new(seed: u64) -> Self {
         Self(Rc::new(RefCell::new(Sim {
             inodes: BTreeMap::new(),
-            live_names: BTreeMap::new(),
-            durable_names: BTreeMap::new(),
-            dirs: BTreeSet::new(),
+            live: Names::default(),
+            durable: Names::default(),
             unsynced: Vec::new(),
             next_inode: 1,
             in_flight: Vec::new(),
@@ -282,7 +256,7 @@ impl SimDisk {
     /// The content of a file, or `None` when there is none of that name.
     pub fn content(&self, path: &Path) -> Option<Vec<u8>> {
         let sim = self.0.borrow();
-        let inode = sim.live_names.get(path)?;
+        let inode = sim.live.files.get(path)?;
         Some(sim.inodes.get(inode)?.live.to_vec())
     }
 
@@ -292,7 +266,7 @@ impl SimDisk {
         let is_named = |path: &Path| path.file_name()?.to_str()?.starts_with(name).then_some(());
         let mut writes = sim.last_writes.iter().rev();
         writes.find_map(|(inode, offset)| {
-            let mut names = sim.live_names.iter();
+            let mut names = sim.live.files.iter();
             let (path, _) = names.find(|(path, of)| *of == inode && is_named(path).is_some())?;
             Some((path.clone(), *offset))
         })
@@ -301,7 +275,7 @@ impl SimDisk {
     /// Changes a file's bytes behind everybody's back.
     pub fn damage(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
         let mut sim = self.0.borrow_mut();
-        let inode = sim.live_names.get(path).copied().expect("a file to damage");
+        let inode = sim.live.files.get(path).copied().expect("a file to damage");
         let inode = sim.inodes.get_mut(&inode).expect("a name has an inode");
         change(Rc::make_mut(&mut inode.live));
         inode.durable = Rc::clone(&inode.live);
@@ -309,7 +283,7 @@ impl SimDisk {
 
     /// The names of all files.
     pub fn files(&self) -> Vec<PathBuf> {
-        self.0.borrow().live_names.keys().cloned().collect()
+        self.0.borrow().live.files.keys().cloned().collect()
     }
 
     /// How many units a power cut now may keep or lose.
@@ -325,8 +299,7 @@ impl SimDisk {
         let mut left = after.0.borrow_mut();
         left.next_inode = sim.next_inode;
         left.available = sim.available;
-        left.dirs.clone_from(&sim.dirs);
-        left.durable_names.clone_from(&sim.durable_names);
+        left.durable.clone_from(&sim.durable);
         left.inodes.clone_from(&sim.inodes);
         for (index, unit) in sim.units().into_iter().enumerate() {
             if !keeps(index) {
@@ -342,11 +315,11 @@ impl SimDisk {
                         overwrite(Rc::make_mut(&mut inode.durable), offset, &bytes);
                     }
                 }
-                Unit::Name(change) => change.apply(&mut left.durable_names),
+                Unit::Name(change) => change.apply(&mut left.durable),
             }
         }
-        left.live_names = left.durable_names.clone();
-        let named: BTreeSet<u64> = left.live_names.values().copied().collect();
+        left.live = left.durable.clone();
+        let named: BTreeSet<u64> = left.live.files.values().copied().collect();
         left.inodes.retain(|inode, _| named.contains(inode));
         for inode in left.inodes.values_mut() {
             inode.live = Rc::clone(&inode.durable);
@@ -358,16 +331,24 @@ impl SimDisk {
 
     /// Runs `main` and the tasks spawned so far until `main` has finished, or until nothing can go on:
     /// without power, or while completions are held.
-    pub fn run<T: 'static>(&self, main: impl Future<Output = T> + 'static) -> Option<T> {
-        let result = Rc::new(RefCell::new(None));
-        let put = Rc::clone(&result);
+    pub fn run<T>(&self, main: impl Future<Output = T>) -> Option<T> {
+        let mut main = pin!(main);
         let woken = Arc::new(Woken(AtomicBool::new(true)));
-        let future = Box::pin(async move { *put.borrow_mut() = Some(main.await) });
-        let mut main = Task { future, woken };
+        let waker = Waker::from(Arc::clone(&woken));
         loop {
-            while result.borrow().is_none() && (main.poll() | self.poll_tasks()) {}
-            if result.borrow().is_some() || !self.advance() {
-                return result.take();
+            let main_was_woken = woken.0.swap(false, Ordering::Relaxed);
+            let mut result = None;
+            if main_was_woken
+                && let Poll::Ready(ready) = main.as_mut().poll(&mut Context::from_waker(&waker))
+            {
+                result = Some(ready);
+            }
+            let any = self.poll_tasks();
+            if result.is_some() {
+                return result;
+            }
+            if !main_was_woken && !any && !self.advance() {
+                return None;
             }
         }
     }
@@ -478,23 +459,23 @@ impl SimDisk {
     }
 
     pub(crate) fn name_change(&self, from: Option<&Path>, to: Option<&Path>, inode: u64) {
+        self.change_names(from, to, Named::File(inode));
+    }
+
+    pub(crate) fn change_names(&self, from: Option<&Path>, to: Option<&Path>, what: Named) {
         let mut sim = self.0.borrow_mut();
         let operation = sim.next_operation;
         sim.next_operation += 1;
-        let change = NameChange {
-            operation,
-            from: from.map(Path::to_path_buf),
-            to: to.map(Path::to_path_buf),
-            inode,
-        };
-        change.apply(&mut sim.live_names);
+        let change = NameChange::new(operation, from, to, what);
+        change.apply(&mut sim.live);
         sim.unsynced.push(change);
     }
 
     pub(crate) fn inode_of(&self, path: &Path) -> io::Result<u64> {
         self.0
             .borrow()
-            .live_names
+            .live
+            .files
             .get(path)
             .copied()
             .ok_or_else(|| io::ErrorKind::NotFound.into())
@@ -516,15 +497,6 @@ impl Fault {
 impl Task {
     fn is_woken(&self) -> bool {
         self.woken.0.load(Ordering::Relaxed)
-    }
-
-    /// Polls if woken; whether it was.
-    fn poll(&mut self) -> bool {
-        let woken = self.is_woken();
-        if woken {
-            self.poll_now();
-        }
-        woken
     }
 
     /// Whether it has finished.
@@ -644,15 +616,25 @@ impl Sim {
         if self.fault(Operation::Flush).is_some() {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        let names = &mut self.durable_names;
+        self.flush_names(dir, id);
+        Ok(())
+    }
+
+    /// As [`Sim::sync_dir`], and it does not fail.
+    fn flush_names(&mut self, dir: &Path, id: u64) {
+        let names = &mut self.durable;
+        let mut removed = Vec::new();
         self.unsynced.retain(|change| {
-            let here = change.dir() == Some(dir) && change.operation < id;
+            let here = change.dir() == Some(dir) && change.is_before(id);
             if here {
                 change.apply(names);
+                removed.extend(change.removed_dir().map(Path::to_path_buf));
             }
             !here
         });
-        Ok(())
+        // What was to become of names in it has no meaning any more, also when a directory of its name comes back.
+        self.unsynced
+            .retain(|change| !removed.iter().any(|dir| change.is_below(dir)));
     }
 
     fn units(&self) -> Vec<Unit> {
@@ -839,7 +821,7 @@ impl Disk for SimDisk {
 
     async fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
         let sim = self.0.borrow();
-        if !sim.dirs.contains(dir) {
+        if !sim.live.dirs.contains(dir) {
             return Err(io::ErrorKind::NotFound.into());
         }
         let name = |path: &Path| {
@@ -847,7 +829,8 @@ impl Disk for SimDisk {
                 .map(|name| name.to_string_lossy().into_owned())
         };
         let files = sim
-            .live_names
+            .live
+            .files
             .iter()
             .filter(|(path, _)| path.parent() == Some(dir));
         let files = files.filter_map(|(path, inode)| {
@@ -861,7 +844,11 @@ impl Disk for SimDisk {
                 is_dir: false,
             })
         });
-        let dirs = sim.dirs.iter().filter(|path| path.parent() == Some(dir));
+        let dirs = sim
+            .live
+            .dirs
+            .iter()
+            .filter(|path| path.parent() == Some(dir));
         let dirs = dirs.filter_map(|path| {
             Some(Entry {
                 name: name(path)?,
@@ -873,10 +860,17 @@ impl Disk for SimDisk {
     }
 
     async fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        self.0
-            .borrow_mut()
-            .dirs
-            .extend(dir.ancestors().map(Path::to_path_buf));
+        let mut sim = self.0.borrow_mut();
+        let mut missing: Vec<&Path> = dir.ancestors().collect();
+        missing.retain(|dir| !sim.live.dirs.contains(*dir));
+        for made in missing.into_iter().rev() {
+            sim.live.dirs.insert(made.to_path_buf());
+            // The parent is flushed, and with it what else has happened to its names.
+            if let Some(parent) = made.parent() {
+                sim.flush_names(parent, u64::MAX);
+            }
+            sim.durable.dirs.insert(made.to_path_buf());
+        }
         Ok(())
     }
 
@@ -926,7 +920,7 @@ impl fmt::Debug for SimDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sim = self.0.borrow();
         f.debug_struct("SimDisk")
-            .field("files", &sim.live_names.len())
+            .field("files", &sim.live.files.len())
             .field("finished", &sim.finished)
             .field("powerless", &sim.powerless)
             .finish_non_exhaustive()

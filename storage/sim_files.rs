@@ -1,4 +1,4 @@
-//! The blocking side of [`SimDisk`]: snapshots are written and read through it.
+//! The blocking side of [`SimDisk`]: snapshots are written and read through it, and an import works on it.
 //!
 //! Sectors that were written and not flushed are units of a power cut, as names are. An operation after the
 //! power is cut fails.
@@ -6,7 +6,9 @@
 use std::{fmt, io, io::Write, path::Path, rc::Rc};
 
 use crate::{
+    blocking_disk::BlockingDisk,
     sim_disk::{Fault, Inode, Operation, SECTOR_BYTES, SimDisk, overwrite},
+    sim_names::Named,
     snapshot_files::{ReadFile, SnapshotFiles, WriteFile},
 };
 
@@ -31,7 +33,7 @@ impl SimDisk {
             sim.powerless = true;
         }
         if sim.powerless {
-            return Err(io::Error::other("the power is cut"));
+            return Err(no_power());
         }
         sim.finished += 1;
         Ok(())
@@ -89,6 +91,82 @@ impl SnapshotFiles for SimDisk {
         self.blocking_operation()?;
         self.0.borrow_mut().sync_dir(dir, u64::MAX)
     }
+}
+
+impl BlockingDisk for SimDisk {
+    type Files = Self;
+
+    fn files(&self) -> Self {
+        self.clone()
+    }
+
+    fn wait<T>(&self, future: impl Future<Output = T>) -> io::Result<T> {
+        self.run(future).ok_or_else(no_power)
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        self.0.borrow().live.contains(path)
+    }
+
+    fn rename_dir(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.blocking_operation()?;
+        {
+            let sim = self.0.borrow();
+            if !sim.live.dirs.contains(from) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            if sim.live.contains(to) {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            // The model has names by their paths: those that wait in it would have to move along.
+            let waits = sim.unsynced.iter().any(|change| change.is_below(from));
+            assert!(
+                !waits,
+                "the names in a directory are flushed before it moves"
+            );
+        }
+        self.change_names(Some(from), Some(to), Named::Dir);
+        Ok(())
+    }
+
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        self.blocking_operation()?;
+        {
+            let sim = self.0.borrow();
+            if !sim.live.dirs.contains(dir) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            let (files, dirs) = sim.live.below(dir);
+            if !files.is_empty() || !dirs.is_empty() {
+                return Err(io::ErrorKind::DirectoryNotEmpty.into());
+            }
+        }
+        self.change_names(Some(dir), None, Named::Dir);
+        Ok(())
+    }
+
+    fn remove_dir_all(&self, dir: &Path) -> io::Result<()> {
+        let (files, mut dirs) = {
+            let sim = self.0.borrow();
+            if !sim.live.dirs.contains(dir) {
+                return Ok(());
+            }
+            sim.live.below(dir)
+        };
+        for file in files {
+            SnapshotFiles::remove(self, &file)?;
+        }
+        // The deepest first: they come in the order of their paths.
+        dirs.insert(0, dir.to_path_buf());
+        for dir in dirs.iter().rev() {
+            self.remove_dir(dir)?;
+        }
+        Ok(())
+    }
+}
+
+fn no_power() -> io::Error {
+    io::Error::other("the power is cut")
 }
 
 impl Write for SimWrite {

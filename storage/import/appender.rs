@@ -1,23 +1,26 @@
 //! Records appended to a store, batch by batch.
 
-use futures_lite::future::block_on;
+use std::sync::Arc;
+
 use ringkeeper_proto::Zxid;
-use ringkeeper_storage::{Batch, Opened, StdDisk, StorageError};
+use ringkeeper_storage::{Batch, BlockingDisk, Opened, StorageError};
 
 /// Appends records to a store, batch by batch.
-pub struct Appender<'s> {
-    opened: &'s mut Opened<StdDisk>,
-    batch: Batch<Vec<u8>>,
+pub struct Appender<'s, D: BlockingDisk> {
+    disk: &'s D,
+    opened: &'s mut Opened<D>,
+    batch: Batch<D::Buffer>,
     committed: Zxid,
     /// How many records were appended.
     count: u64,
 }
 
-impl<'s> Appender<'s> {
-    /// What lies above `committed` is marked as not known committed.
-    pub fn new(opened: &'s mut Opened<StdDisk>, committed: Zxid) -> Self {
+impl<'s, D: BlockingDisk> Appender<'s, D> {
+    /// Appends to the store `opened` on `disk`. What lies above `committed` is marked as not known committed.
+    pub fn new(disk: &'s D, opened: &'s mut Opened<D>, committed: Zxid) -> Self {
         let batch = opened.log.new_batch();
         Self {
+            disk,
             opened,
             batch,
             committed,
@@ -55,12 +58,18 @@ impl<'s> Appender<'s> {
         let next = self.opened.log.new_batch();
         let batch = std::mem::replace(&mut self.batch, next);
         let last = batch.last_zxid();
-        block_on(self.opened.log.write(batch, self.committed.min(last)))?;
-        Ok(())
+        let write = self.opened.log.write(batch, self.committed.min(last));
+        let written = self.disk.wait(write).map_err(|error| StorageError::Io {
+            operation: "write log batch",
+            path: self.opened.store.snapshot_dir().to_owned(),
+            offset: None,
+            source: Arc::new(error),
+        });
+        written?.map(|_| ())
     }
 }
 
-impl std::fmt::Debug for Appender<'_> {
+impl<D: BlockingDisk> std::fmt::Debug for Appender<'_, D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Appender")
             .field("committed", &self.committed)

@@ -3,10 +3,11 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use futures_lite::future::block_on;
 use ringkeeper_apache_files::{Directory, Entry, LogReport, Replay};
 use ringkeeper_proto::Zxid;
-use ringkeeper_storage::{Dirs, LogOptions, Opened, SnapshotInfo, SnapshotWriter, StdDisk, Store};
+use ringkeeper_storage::{
+    BlockingDisk, Dirs, LogOptions, Opened, SnapshotInfo, SnapshotWriter, StdDisk, Store,
+};
 use ringkeeper_tree::Tree;
 use ringkeeper_tree::snapshot::{CHUNK_LEN, SnapshotEncoder};
 
@@ -42,6 +43,20 @@ pub fn import(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Summary, ImportError> {
+    import_onto(&StdDisk::new(), source, target, options, progress)
+}
+
+/// As [`import`], with the target on `disk`.
+///
+/// # Errors
+/// As [`import`].
+pub fn import_onto<D: BlockingDisk>(
+    disk: &D,
+    source: &SourceDirs,
+    target: &Dirs,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Summary, ImportError> {
     let dir = source.open()?;
     if dir.is_empty() {
         return Err(ImportError::Nothing(shown(source)));
@@ -57,6 +72,7 @@ pub fn import(
         notes.push(text.to_owned());
     }
     let work = Work {
+        disk,
         source,
         dir: &dir,
         logs: &logs,
@@ -118,7 +134,8 @@ fn check_logs(
 }
 
 /// An import that has found its source whole.
-struct Work<'w> {
+struct Work<'w, D> {
+    disk: &'w D,
     source: &'w SourceDirs,
     dir: &'w Directory,
     logs: &'w Directory,
@@ -127,7 +144,7 @@ struct Work<'w> {
     progress: &'w dyn Progress,
 }
 
-impl Work<'_> {
+impl<D: BlockingDisk> Work<'_, D> {
     fn run(
         &self,
         mut replay: Replay,
@@ -136,7 +153,7 @@ impl Work<'_> {
     ) -> Result<Summary, ImportError> {
         self.settle(&mut replay, &mut notes)?;
         self.go_on()?;
-        let place = Place::take(target)?;
+        let place = Place::take(self.disk, target)?;
         let made = self.make(&mut replay, place.work(), notes);
         let summary = match made {
             Ok(summary) => summary,
@@ -189,22 +206,32 @@ impl Work<'_> {
         work: &Dirs,
         notes: Vec<String>,
     ) -> Result<Summary, ImportError> {
-        let mut opened = block_on(Store::open(StdDisk::new(), work, self.options.log.clone()))?;
+        let wait = |what| ImportError::io(what, &work.data);
+        let open = Store::open(self.disk.clone(), work, self.options.log.clone());
+        let mut opened = self.disk.wait(open).map_err(wait("make a store in"))??;
         let snapshot = replay.tree.zxid();
         let info = self.write_snapshot(&replay.tree, opened.store.snapshot_dir())?;
-        block_on(opened.store.register_snapshot(info))?;
-        block_on(opened.log.reset(snapshot))?;
+        let register = opened.store.register_snapshot(info);
+        self.disk
+            .wait(register)
+            .map_err(wait("list a snapshot in"))??;
+        let reset = opened.log.reset(snapshot);
+        self.disk.wait(reset).map_err(wait("begin a log in"))??;
         let logged = self.copy_log(replay, &mut opened)?;
         let last = replay.tree.zxid();
         let (accepted, current) = epochs(self.dir, last)?;
-        block_on(opened.store.save_epochs(accepted, current))?;
-        block_on(opened.store.close())?;
+        let save = opened.store.save_epochs(accepted, current);
+        self.disk.wait(save).map_err(wait("save epochs in"))??;
+        let close = opened.store.close();
+        self.disk
+            .wait(close)
+            .map_err(wait("close the store in"))??;
         let note = Note {
             log: self.newest.clone(),
             last,
             epochs: epochs_of(self.dir),
         };
-        note.write(&work.data_folder())?;
+        note.write(self.disk, &work.data_folder())?;
         self.check_unchanged()?;
         let tree = &replay.tree;
         Ok(Summary {
@@ -225,7 +252,8 @@ impl Work<'_> {
 
     fn write_snapshot(&self, tree: &Tree, folder: &Path) -> Result<SnapshotInfo, ImportError> {
         self.progress.begin(Stage::WriteSnapshot, 0);
-        let mut writer = SnapshotWriter::create(folder, tree.zxid(), None)?;
+        let files = self.disk.files();
+        let mut writer = SnapshotWriter::create_with(files, folder, tree.zxid(), None)?;
         let mut encoder = SnapshotEncoder::new(tree);
         let mut chunk = Vec::with_capacity(CHUNK_LEN);
         while encoder.next_chunk(&mut chunk) {
@@ -238,14 +266,10 @@ impl Work<'_> {
     }
 
     /// Takes over what the log holds above the snapshot, as it is: whether it is committed is for Zab to say.
-    fn copy_log(
-        &self,
-        replay: &mut Replay,
-        opened: &mut Opened<StdDisk>,
-    ) -> Result<u64, ImportError> {
+    fn copy_log(&self, replay: &mut Replay, opened: &mut Opened<D>) -> Result<u64, ImportError> {
         let from = replay.tree.zxid();
         self.progress.begin(Stage::CopyLog, 0);
-        let mut appender = Appender::new(opened, from);
+        let mut appender = Appender::new(self.disk, opened, from);
         self.logs
             .for_each(from, Zxid(u64::MAX), &mut |file, entry| {
                 // A zxid that stands twice is taken once.

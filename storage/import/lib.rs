@@ -26,7 +26,7 @@ mod summary;
 
 pub use appender::Appender;
 pub use error::ImportError;
-pub use import::{Options, import};
+pub use import::{Options, import, import_onto};
 pub use note::{Grown, NOTE_NAME, Note, check_source};
 pub use place::{MARK_NAME, WORK_FOLDER};
 pub use progress::{Progress, Silent, Stage};

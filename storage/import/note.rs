@@ -11,12 +11,12 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use ringkeeper_apache_files::{Directory, Entry};
 use ringkeeper_proto::Zxid;
-use ringkeeper_storage::FOLDER;
+use ringkeeper_storage::{BlockingDisk, FOLDER, SnapshotFiles as _};
 
 use crate::error::ImportError;
 use crate::source::{Seen, SourceDirs, has_apache_data, is_begun, name_of, shown};
@@ -90,12 +90,10 @@ impl Note {
     }
 
     /// Writes the note durably into `folder`, where nothing of its name is yet.
-    pub(crate) fn write(&self, folder: &Path) -> Result<(), ImportError> {
+    pub(crate) fn write(&self, disk: &impl BlockingDisk, folder: &Path) -> Result<(), ImportError> {
         let path = folder.join(NOTE_NAME);
-        let mut file = File::create(&path).map_err(ImportError::io("create", &path))?;
-        file.write_all(self.to_string().as_bytes())
-            .and_then(|()| file.sync_all())
-            .and_then(|()| File::open(folder)?.sync_all())
+        disk.write_file(&path, self.to_string().as_bytes())
+            .and_then(|()| disk.files().sync_dir(folder))
             .map_err(ImportError::io("write", &path))
     }
 

@@ -8,12 +8,11 @@
 //! Two directories cannot be renamed at once. The log's comes first, with a mark in it; the data's makes the
 //! import valid, and the mark goes. Whoever finds the mark without data beside removes what has it.
 
-use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ringkeeper_storage::offline::{LOCK_NAME, MANIFEST_NAMES};
-use ringkeeper_storage::{Dirs, Disk as _, StdDisk};
+use ringkeeper_storage::{BlockingDisk, Dirs, SnapshotFiles as _};
 
 use crate::error::ImportError;
 use crate::progress::Progress;
@@ -24,32 +23,36 @@ pub const WORK_FOLDER: &str = "ringkeeper.import";
 pub const MARK_NAME: &str = ".import-unfinished";
 
 /// An import's place, held by a lock.
-pub(crate) struct Place {
+pub(crate) struct Place<D: BlockingDisk> {
+    disk: D,
     target: Dirs,
     work: Dirs,
-    _lock: <StdDisk as ringkeeper_storage::Disk>::Lock,
+    _lock: D::Lock,
 }
 
-impl Place {
+impl<D: BlockingDisk> Place<D> {
     /// Takes the place, and removes what an interrupted import has left.
-    pub(crate) fn take(target: &Dirs) -> Result<Self, ImportError> {
+    pub(crate) fn take(disk: &D, target: &Dirs) -> Result<Self, ImportError> {
         let work = Dirs {
             data: target.data.join(WORK_FOLDER),
             log: target.log.join(WORK_FOLDER),
         };
         if MANIFEST_NAMES
             .iter()
-            .any(|name| target.data_folder().join(name).exists())
+            .any(|name| disk.exists(&target.data_folder().join(name)))
         {
             return Err(ImportError::Exists(target.data_folder()));
         }
-        fs::create_dir_all(&work.data).map_err(ImportError::io("make", &work.data))?;
+        disk.wait(disk.create_dir_all(&work.data))
+            .and_then(|made| made)
+            .map_err(ImportError::io("make", &work.data))?;
         let lock_path = work.data.join(LOCK_NAME);
-        let lock = StdDisk::new()
+        let lock = disk
             .lock(&lock_path)
             .map_err(ImportError::io("lock", &lock_path))?
             .ok_or_else(|| ImportError::Busy(work.data.clone()))?;
         let place = Self {
+            disk: disk.clone(),
             target: target.clone(),
             work,
             _lock: lock,
@@ -65,11 +68,11 @@ impl Place {
 
     /// Removes the work of this import or of one before.
     pub(crate) fn clear(&self) -> Result<(), ImportError> {
-        remove_all(&self.work.data_folder())?;
-        remove_all(&self.work.log_folder())?;
+        self.remove_all(&self.work.data_folder())?;
+        self.remove_all(&self.work.log_folder())?;
         let log = self.target.log_folder();
-        if log.join(MARK_NAME).exists() {
-            remove_all(&log)?;
+        if self.disk.exists(&log.join(MARK_NAME)) {
+            self.remove_all(&log)?;
         }
         Ok(())
     }
@@ -80,61 +83,63 @@ impl Place {
             if progress.is_cancelled() {
                 return Err(ImportError::Cancelled);
             }
-            make_way(to)?;
-            fs::rename(from, to).map_err(ImportError::io("rename", from))?;
-            sync(to.parent())
+            self.make_way(to)?;
+            self.disk
+                .rename_dir(from, to)
+                .map_err(ImportError::io("rename", from))?;
+            self.sync(to.parent())
         };
         let (data, log) = (self.target.data_folder(), self.target.log_folder());
         let is_split = self.target.data != self.target.log;
         if is_split {
             let mark = self.work.log_folder().join(MARK_NAME);
-            File::create(&mark)
-                .and_then(|file| file.sync_all())
+            self.disk
+                .write_file(&mark, b"")
                 .map_err(ImportError::io("create", &mark))?;
-            sync(mark.parent())?;
+            self.sync(mark.parent())?;
             step(&self.work.log_folder(), &log)?;
         }
         step(&self.work.data_folder(), &data)?;
         if is_split {
             let mark = log.join(MARK_NAME);
-            fs::remove_file(&mark).map_err(ImportError::io("remove", &mark))?;
-            sync(mark.parent())?;
-            remove_all(&self.work.log)?;
+            self.remove_file(&mark)?;
+            self.sync(mark.parent())?;
+            self.remove_all(&self.work.log)?;
         }
-        remove_all(&self.work.data)?;
-        sync(self.work.data.parent())
+        self.remove_all(&self.work.data)?;
+        self.sync(self.work.data.parent())
     }
-}
 
-/// Removes what may lie at the target without being data: an empty folder, or one with a lock file only.
-fn make_way(folder: &Path) -> Result<(), ImportError> {
-    let lock = folder.join(LOCK_NAME);
-    if lock.exists() {
-        fs::remove_file(&lock).map_err(ImportError::io("remove", &lock))?;
-    }
-    match fs::remove_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-            Err(ImportError::Exists(folder.to_owned()))
+    /// Removes what may lie at the target without being data: an empty folder, or one with a lock file only.
+    fn make_way(&self, folder: &Path) -> Result<(), ImportError> {
+        let lock = folder.join(LOCK_NAME);
+        if self.disk.exists(&lock) {
+            self.remove_file(&lock)?;
         }
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(ImportError::io("remove", folder)(error))
+        match self.disk.remove_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                Err(ImportError::Exists(folder.to_owned()))
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(ImportError::io("remove", folder)(error))
+            }
+            _ => Ok(()),
         }
-        _ => Ok(()),
     }
-}
 
-fn remove_all(folder: &PathBuf) -> Result<(), ImportError> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(ImportError::io("remove", folder)(error))
-        }
-        _ => Ok(()),
+    fn remove_file(&self, file: &Path) -> Result<(), ImportError> {
+        let removed = self.disk.files().remove(file);
+        removed.map_err(ImportError::io("remove", file))
     }
-}
 
-fn sync(folder: Option<&Path>) -> Result<(), ImportError> {
-    let folder = folder.unwrap_or_else(|| Path::new("."));
-    File::open(folder)
-        .and_then(|file| file.sync_all())
-        .map_err(ImportError::io("flush", folder))
+    fn remove_all(&self, folder: &Path) -> Result<(), ImportError> {
+        let removed = self.disk.remove_dir_all(folder);
+        removed.map_err(ImportError::io("remove", folder))
+    }
+
+    fn sync(&self, folder: Option<&Path>) -> Result<(), ImportError> {
+        let folder = folder.unwrap_or_else(|| Path::new("."));
+        let flushed = self.disk.files().sync_dir(folder);
+        flushed.map_err(ImportError::io("flush", folder))
+    }
 }

@@ -374,7 +374,8 @@ fn write(dir: &OwnDir, log: &OwnLog, plan: &Plan, target: &Path) -> anyhow::Resu
         }
         None => Zxid::ZERO,
     };
-    let mut appender = Appender::new(&mut opened, log.committed);
+    let disk = StdDisk::new();
+    let mut appender = Appender::new(&disk, &mut opened, log.committed);
     let span = Span {
         after: from,
         through: plan.through.unwrap_or(Span::ALL.through),
