@@ -233,23 +233,28 @@ fn nothing_goes_when_what_would_stay_is_damaged() {
     flip(&log, 8 * 3000);
     expect(0, &["purge", "--dry-run", arg(dir.path())]);
     flip(&log, 8 * 3000);
-    // A log that is gone.
-    let log = folder.join("log.1000001f5");
-    let aside = dir.path().join("aside");
-    fs::rename(folder.join("log.100000191"), &aside).unwrap();
-    let bytes = fs::read(&log).unwrap();
-    fs::remove_file(folder.join(before.iter().find(|one| one.contains("1000001f4")).unwrap()))
-        .unwrap();
+    // A log that is gone, between two that stay.
+    fs::remove_file(folder.join("log.100000191")).unwrap();
+    let newest = before.iter().find(|one| one.contains("1000001f4"));
+    let newest = folder.join(newest.unwrap());
+    let whole = fs::read(&newest).unwrap();
     let before = names(dir.path());
-    let error = expect_error(3, &["purge", "--yes", arg(dir.path())]);
-    assert!(
-        error.contains("missing") && error.contains("nothing is purged"),
-        "{error}"
-    );
-    assert_eq!(
-        (names(dir.path()), fs::read(&log).unwrap()),
-        (before, bytes)
-    );
+    // No whole snapshot is behind the gap, though one is that would be, if it were whole.
+    flip(&newest, 8 * 2000);
+    let refused = || {
+        let error = expect_error(3, &["purge", "--yes", arg(dir.path())]);
+        assert!(
+            error.contains("missing") && error.contains("nothing is purged"),
+            "{error}"
+        );
+    };
+    refused();
+    assert_eq!(names(dir.path()), before);
+    fs::remove_file(&newest).unwrap();
+    refused();
+    // With it nothing is lost: a member was given a snapshot by its leader.
+    fs::write(&newest, whole).unwrap();
+    expect(0, &["purge", "--yes", arg(dir.path())]);
 }
 
 #[test]
@@ -318,6 +323,21 @@ fn an_interrupted_purge_leaves_what_can_be_gone_on_with() {
         expect(0, &["purge", "--yes", arg(state.path())]);
         assert_eq!(names(state.path()).len(), 7);
     }
+}
+
+/// Snapshots go before logs, and the oldest first: what cannot be removed leaves everything behind it.
+#[test]
+fn what_cannot_be_removed_ends_the_purge_with_the_newer_end_left() {
+    let dir = temp_dir();
+    usual(dir.path(), dir.path());
+    let stuck = format!("snapshot.{:x}", zxid(150).0);
+    fs::create_dir(dir.path().join("version-2").join(&stuck)).unwrap();
+    let before = names(dir.path());
+    let error = expect_error(3, &["purge", "--yes", arg(dir.path())]);
+    assert!(error.contains(&stuck), "{error}");
+    let left = names(dir.path());
+    assert_eq!(snapshot_zxids(&left), [150, 200, 300, 400, 500].map(zxid));
+    assert_eq!(logs(&left), logs(&before));
 }
 
 #[test]
