@@ -1,4 +1,5 @@
-//! The latency of a durable write: the path that the log takes, beside the raw floor of the same minute.
+//! The latency of a durable write by variant and size: the paths that the log can take, of which a start-up probe picks one,
+//! beside the raw floor of the same minute.
 //!
 //! Data lies below `target`, on the disk that is measured; `RINGKEEPER_BENCH_DIR` names another place.
 #![expect(
@@ -19,6 +20,8 @@ use ringkeeper_transport::{ExecutorSpec, run_executor};
 
 /// Writes before each measurement that are not counted.
 const WARM_UP: u64 = 16;
+/// Bytes of a write: the smallest that the log makes, up to more than its largest batch.
+const SIZES: [usize; 5] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
 
 /// Durable writes through glommio on an executor as the server's.
 fn through_glommio(
@@ -103,7 +106,7 @@ fn durable_writes(criterion: &mut Criterion) {
     let chosen = probed(dir.path().to_owned());
     let path = dir.path().join("file");
     zero_fill(&path).expect("room for the file");
-    for len in [4 << 10, 16 << 10, 64 << 10] {
+    for len in SIZES {
         let mut group = criterion.benchmark_group(format!("durable write of {} KiB", len >> 10));
         let mut rows = Vec::new();
         for way in RawWay::ALL {

@@ -12,6 +12,7 @@ pub mod clients;
 pub mod environment;
 pub mod floor;
 pub mod latency;
+pub mod served;
 
 use std::path::PathBuf;
 
@@ -55,6 +56,16 @@ pub fn directory() -> tempfile::TempDir {
         .prefix("bench")
         .tempdir_in(place)
         .expect("a directory for the data")
+}
+
+/// The number that the environment has for `variable`.
+///
+/// # Panics
+/// When it is there and is no number: a typing error must not measure something else.
+pub fn number_of(variable: &str) -> Option<usize> {
+    let told = std::env::var(variable).ok()?;
+    let number = told.replace('_', "").parse();
+    Some(number.unwrap_or_else(|_| panic!("{variable}={told} is no number")))
 }
 
 /// A number that says whether two runs did the same work: FNV-1a of the bytes that were worked on.
