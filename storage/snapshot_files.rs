@@ -292,4 +292,39 @@ mod tests {
             }
         }
     }
+
+    /// Both past the page cache where the file system can, and each piece durable before the next.
+    #[test]
+    fn files_are_opened_past_the_page_cache() {
+        // On the build's file system: the system's temporary one may be in memory.
+        let program = std::env::current_exe().expect("this program has a path");
+        let place = program.parent().expect("it lies in a directory");
+        let dir = tempfile::tempdir_in(place).expect("make a directory");
+        let path = dir.path().join("file");
+        fs::write(&path, [0; BLOCK_BYTES]).expect("write");
+        let direct = fs::File::options()
+            .read(true)
+            .custom_flags(OFlags::DIRECT.bits().cast_signed())
+            .open(&path);
+        let flags_of = |file: &fs::File| rustix::fs::fcntl_getfl(file).expect("ask for the flags");
+        let read = StdFiles.open_uncached(&path).expect("open");
+        assert_eq!(flags_of(&read.0).contains(OFlags::DIRECT), direct.is_ok());
+        let written = StdFiles.create(&path).expect("create");
+        let flags = flags_of(&written.file);
+        assert_eq!(flags.contains(OFlags::DIRECT), direct.is_ok());
+        assert!(flags.contains(OFlags::DSYNC), "{flags:?}");
+    }
+
+    /// What a piece fills is in the file before the next one comes; only the rest waits for the flush.
+    #[test]
+    fn a_full_piece_does_not_wait() {
+        let dir = tempfile::tempdir().expect("make a directory");
+        let path = dir.path().join("file");
+        let mut file = StdFiles.create(&path).expect("create");
+        for pieces in 1..=3 {
+            file.write_all(&vec![7; PIECE_BYTES]).expect("write");
+            let len = fs::metadata(&path).expect("ask for its size").len();
+            assert_eq!(len, (pieces * PIECE_BYTES) as u64);
+        }
+    }
 }

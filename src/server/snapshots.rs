@@ -323,3 +323,98 @@ fn decode(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::FileExt as _;
+
+    use ringkeeper_proto::txn::CreateKind;
+    use ringkeeper_proto::{Acl, AclList, OpCode, SessionId, Txn, TxnHeader, Zxid};
+    use ringkeeper_tree::snapshot::CHUNK_LEN;
+
+    use super::*;
+
+    /// More threads than chunks, and as many as one.
+    const WORKERS: [usize; 6] = [0, 1, 2, 3, 8, 100];
+
+    /// A tree of some twelve chunks, written into `dir`.
+    fn snapshot(dir: &Path) -> (Tree, SnapshotInfo) {
+        let mut tree = Tree::new();
+        let data: Vec<u8> = (0..251).cycle().take(10_000).collect();
+        for n in 0..12 * CHUNK_LEN as u64 / 10_000 {
+            let txn = Txn::Create {
+                path: format!("/n{n:06}").into(),
+                data: data.get(usize::try_from(n % 97).unwrap()..),
+                acl: AclList::new(&Acl::open()),
+                kind: CreateKind::Plain { ephemeral: false },
+                parent_cversion: -1,
+            };
+            let header = TxnHeader {
+                session: SessionId(1),
+                cxid: 1,
+                zxid: Zxid(n + 1),
+                time_ms: 1,
+                op: OpCode::Create,
+            };
+            let _applied = tree.apply(&header, &txn, &mut Vec::new());
+        }
+        let writer = SnapshotWriter::create(dir, tree.zxid(), None).unwrap();
+        let info = ringkeeper_member::snapshot::write(writer, &tree).unwrap();
+        (tree, info)
+    }
+
+    fn load_by(dir: &Path, info: SnapshotInfo, workers: usize) -> anyhow::Result<Tree> {
+        // Each on the first CPU, which is there.
+        load(dir, info, &vec![0; workers])
+    }
+
+    #[test]
+    fn any_number_of_threads_loads_the_same_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, info) = snapshot(dir.path());
+        let chunks = SnapshotReader::open(dir.path(), info)
+            .unwrap()
+            .chunks()
+            .len();
+        assert!((10..30).contains(&chunks), "{chunks} chunks");
+        for workers in WORKERS {
+            let loaded = load_by(dir.path(), info, workers).unwrap();
+            assert_eq!(loaded.digest(), tree.digest(), "{workers} threads");
+            assert_eq!(loaded.node_count(), tree.node_count());
+            assert_eq!(loaded.zxid(), tree.zxid());
+            for path in ["/n000000", "/n000500", "/n001000"] {
+                let data = |tree: &Tree| tree.get(path).unwrap().data().map(<[u8]>::to_vec);
+                assert_eq!(data(&loaded), data(&tree), "{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_chunk_is_noticed_whichever_thread_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, info) = snapshot(dir.path());
+        let path = dir.path().join(format!("snapshot-{:016x}", info.zxid.0));
+        let file = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap();
+        let chunk = CHUNK_LEN as u64;
+        for at in [chunk / 2, 4 * chunk, 7 * chunk, info.bytes - chunk] {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            for workers in WORKERS {
+                let error = load_by(dir.path(), info, workers).unwrap_err();
+                let text = format!("{error:#}");
+                assert!(
+                    text.contains("checksum"),
+                    "{workers} threads, byte {at}: {text}"
+                );
+            }
+            file.write_all_at(&byte, at).unwrap();
+        }
+        assert!(load_by(dir.path(), info, 2).is_ok());
+    }
+}

@@ -129,6 +129,14 @@ async fn check_file(disk: &ringkeeper_storage::DmaDisk, path: &Path, urgency: Ur
         .await
         .expect("make the file");
     assert_eq!(disk.size(&file).await.expect("ask for its size"), bytes);
+    // A reserved extent that nobody has written is a hole to whoever looks for data.
+    let told = std::fs::File::open(path).expect("open");
+    let data = rustix::fs::seek(&told, rustix::fs::SeekFrom::Data(0));
+    assert_eq!(
+        data.ok(),
+        (urgency != Urgency::Waiting).then_some(0),
+        "{urgency:?}"
+    );
     let mut buffer = ringkeeper_storage::AlignedBuffer::with_capacity(4096);
     buffer.bytes_mut().fill(9);
     let place = len / 2..len / 2 + 4096;
