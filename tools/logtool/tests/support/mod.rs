@@ -32,6 +32,18 @@ pub(crate) fn small() -> LogOptions {
     }
 }
 
+/// Opens the store in `dir`, which nobody else has for long.
+fn open_store(dir: &Path, options: &LogOptions) -> Opened<StdDisk> {
+    loop {
+        let open = Store::open(StdDisk::new(), &Dirs::single(dir), options.clone());
+        match block_on(open) {
+            // A child of another test's holds a copy of every lock from its fork to its exec.
+            Err(OpenError::Locked(_)) => std::thread::yield_now(),
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
 /// A store being filled, with the tree that its log makes.
 pub(crate) struct Maker {
     pub(crate) dir: PathBuf,
@@ -50,17 +62,7 @@ impl Maker {
     }
 
     pub(crate) fn open_with(dir: &Path, tree: Tree, options: LogOptions) -> Self {
-        // A child of another test's holds a copy of every lock from its fork to its exec.
-        let opened = loop {
-            match block_on(Store::open(
-                StdDisk::new(),
-                &Dirs::single(dir),
-                options.clone(),
-            )) {
-                Err(OpenError::Locked(_)) => std::thread::yield_now(),
-                opened => break opened.unwrap(),
-            }
-        };
+        let opened = open_store(dir, &options);
         let zxid = if tree.zxid() == Zxid::ZERO {
             Zxid::new(Epoch(1), 0)
         } else {
@@ -216,7 +218,7 @@ pub(crate) fn apache_log(
 
 /// The records of an own log, in order.
 pub(crate) fn records(dir: &Path) -> Vec<(Zxid, Vec<u8>)> {
-    let opened = block_on(Store::open(StdDisk::new(), &Dirs::single(dir), small())).unwrap();
+    let opened = open_store(dir, &small());
     let mut records = Vec::new();
     block_on(opened.log.replay(Zxid::ZERO, |zxid, bytes| {
         records.push((zxid, bytes.to_vec()));
