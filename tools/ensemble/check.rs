@@ -105,7 +105,7 @@ fn check_writer(session: &mut Session, known: &Written) -> Result<usize> {
     })?;
     let data = reply.ok()?.buffer()?.unwrap_or_default().to_vec();
     let last = known.steps.last().map_or(0, |(step, _)| *step);
-    let shown: u64 = std::str::from_utf8(&data)?.parse()?;
+    let shown: u64 = std::str::from_utf8(&data)?.trim_end().parse()?;
     ensure!(
         shown <= last,
         "{parent} says {shown}, and the last step that has happened is {last}"

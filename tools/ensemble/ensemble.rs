@@ -21,6 +21,9 @@ const LOOK_PAUSE: Duration = Duration::from_millis(5);
 /// Where Debian keeps what its `zookeeper.jar` names.
 const DEBIAN_JAR: &str = "/usr/share/java/zookeeper.jar";
 
+/// The backend of slf4j that lies beside it.
+const DEBIAN_LOG_JAR: &str = "/usr/share/java/slf4j-simple.jar";
+
 /// Apache's server, of the version that the environment names.
 ///
 /// # Errors
@@ -32,7 +35,7 @@ pub fn apache() -> Result<Launch> {
                 true => fs::read_to_string(&named).with_context(|| format!("read {named}"))?,
                 false => named,
             };
-            Launch::apache(Some(&with_log(classpath.trim())), "256m")
+            logging(&with_log(classpath.trim()))
         }
         Err(_) => debian(),
     }
@@ -45,7 +48,10 @@ pub fn apache() -> Result<Launch> {
 pub fn debian() -> Result<Launch> {
     // Fails with a remedy when it is not there.
     Launch::apache(None, "256m")?;
-    Launch::apache(Some(&with_log(DEBIAN_JAR)), "256m")
+    match env::var(APACHE_LOG).is_err() && Path::new(DEBIAN_LOG_JAR).exists() {
+        true => logging(&format!("{DEBIAN_LOG_JAR}:{DEBIAN_JAR}")),
+        false => logging(&with_log(DEBIAN_JAR)),
+    }
 }
 
 /// slf4j takes the first backend that it finds.
@@ -54,6 +60,13 @@ fn with_log(classpath: &str) -> String {
         Ok(jar) => format!("{jar}:{classpath}"),
         Err(_) => classpath.to_owned(),
     }
+}
+
+/// What a backend that is there shall log; log4j says only errors otherwise.
+fn logging(classpath: &str) -> Result<Launch> {
+    let mut launch = Launch::apache(Some(classpath), "256m")?;
+    launch.set_property("org.apache.logging.log4j.level", "INFO");
+    Ok(launch)
 }
 
 /// What an ensemble is made from.
@@ -347,6 +360,13 @@ impl Ensemble {
     /// Whether a member is one of Apache's servers.
     pub fn is_apache(&self, id: u64) -> bool {
         self.member(id).is_ok_and(|it| it.launch().is_apache())
+    }
+
+    /// Whether a member votes, by its place in the plan.
+    pub fn votes(&self, id: u64) -> bool {
+        let at = usize::try_from(id).ok().and_then(|id| id.checked_sub(1));
+        let ports = at.and_then(|at| self.ports.get(at));
+        ports.is_some_and(|ports| ports.votes)
     }
 
     /// A member's process and directory.

@@ -2,8 +2,8 @@
 //! directory and ports; a load whose acknowledged writes are checked afterwards; and faults.
 //!
 //! Apache's classpath comes from the environment variable [`APACHE_CLASSPATH`] (the classpath itself,
-//! or a file with it); without it Debian's package is taken. With [`APACHE_LOG`] set to the jar of a
-//! logging backend its servers log to `server.log` in their directories.
+//! or a file with it); without it Debian's package is taken. Its servers log to `server.log`
+//! in their directories when a logging backend is among their jars, or is named by [`APACHE_LOG`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -13,9 +13,11 @@ pub mod failover;
 pub mod faults;
 pub mod hand_over;
 pub mod load;
+mod mayflies;
 pub mod network;
 pub mod replace;
 pub mod synchronize;
+pub mod tap;
 
 pub use ensemble::{Ensemble, Plan, Role, apache, debian};
 

@@ -6,14 +6,13 @@
 //! front part of what it sent.
 //!
 //! Each writer also owns an ephemeral znode, which must be there as long as its session is, and must be
-//! gone when that is closed. Beside the writers there are mayflies: sessions that make an ephemeral znode
-//! and are left alone. It must be there until the session's time is over, and not for ever.
+//! gone when that is closed. Beside the writers there are [mayflies](crate::mayflies).
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -23,28 +22,24 @@ use ringkeeper_proto::request::CreateRequest;
 use ringkeeper_proto::{Acl, AclList, OpCode, Request, Zxid};
 
 use crate::check::open_patiently;
+use crate::mayflies::mayflies;
 
 /// The znode above all writers.
 pub const ROOT: &str = "/load";
 
 /// The writers' session time-out: far above what an ensemble takes to find a leader.
-const SESSION_MS: i32 = 20_000;
+pub(crate) const SESSION_MS: i32 = 20_000;
 
 /// How long a reply may take before the writer looks for another member.
-const REPLY_PATIENCE: Duration = Duration::from_secs(4);
+pub(crate) const REPLY_PATIENCE: Duration = Duration::from_secs(4);
 
 /// How long a writer looks for a member that takes its session.
 const FIND_PATIENCE: Duration = Duration::from_secs(60);
 
-const FIND_PAUSE: Duration = Duration::from_millis(10);
+/// How often a writer that pauses is heard of.
+const IDLE_TOUCH: Duration = Duration::from_secs(1);
 
-/// A mayfly's session time-out; the ensemble may raise or lower it.
-const MAYFLY_MS: i32 = 3_000;
-
-/// How long a mayfly may live: each new leader gives every session its whole time again.
-const MAYFLY_PATIENCE: Duration = Duration::from_secs(120);
-
-const MAYFLY_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const FIND_PAUSE: Duration = Duration::from_millis(10);
 
 /// How the load is.
 #[derive(Clone, Copy, Debug)]
@@ -53,8 +48,11 @@ pub struct LoadPlan {
     pub writers: u32,
     /// Steps that each keeps in flight.
     pub depth: usize,
-    /// Length of each step's data, at least that of its number.
+    /// Length of what each step writes into the parent, at least that of the step's number: the log grows, the tree
+    /// does not.
     pub bytes: usize,
+    /// Whether there are mayflies too.
+    pub mayflies: bool,
 }
 
 impl Default for LoadPlan {
@@ -63,6 +61,7 @@ impl Default for LoadPlan {
             writers: 4,
             depth: 8,
             bytes: 0,
+            mayflies: true,
         }
     }
 }
@@ -70,10 +69,19 @@ impl Default for LoadPlan {
 /// A load that runs.
 #[derive(Debug)]
 pub struct Load {
-    stop: Arc<AtomicBool>,
-    acknowledged: Arc<AtomicU64>,
+    control: Arc<Control>,
     writers: Vec<JoinHandle<Result<Written>>>,
-    mayflies: JoinHandle<Result<u32>>,
+    mayflies: Option<JoinHandle<Result<u32>>>,
+}
+
+/// What the threads of a load share.
+#[derive(Debug, Default)]
+struct Control {
+    stop: AtomicBool,
+    pause: AtomicBool,
+    /// Writers that have nothing in flight and keep it so.
+    idle: AtomicU32,
+    acknowledged: AtomicU64,
 }
 
 /// What one writer knows.
@@ -99,8 +107,7 @@ impl Load {
     pub fn start(addresses: &[SocketAddr], plan: LoadPlan) -> Result<Self> {
         let first = addresses.first().context("there is no member")?;
         make_root(*first)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let acknowledged = Arc::new(AtomicU64::new(0));
+        let control = Arc::<Control>::default();
         let writers = (0..plan.writers).map(|id| {
             let mut writer = Writer {
                 id,
@@ -116,34 +123,59 @@ impl Load {
                     writer: id,
                     ..Written::default()
                 },
-                acknowledged: Arc::clone(&acknowledged),
+                control: Arc::clone(&control),
                 heard: Instant::now(),
             };
-            let stop = Arc::clone(&stop);
             thread::spawn(move || {
-                writer.run(plan.depth, &stop)?;
+                writer.run(plan.depth)?;
                 writer.leave()?;
                 Ok(writer.written)
             })
         });
         let writers = writers.collect();
-        let (flying, addresses) = (Arc::clone(&stop), addresses.to_vec());
+        let (flying, addresses) = (Arc::clone(&control), addresses.to_vec());
+        let mayflies = move || mayflies(&addresses, &flying.stop);
         Ok(Self {
             writers,
-            mayflies: thread::spawn(move || mayflies(&addresses, &flying)),
-            stop,
-            acknowledged,
+            mayflies: plan.mayflies.then(|| thread::spawn(mayflies)),
+            control,
         })
     }
 
     /// Steps acknowledged so far.
     pub fn acknowledged(&self) -> u64 {
-        self.acknowledged.load(Ordering::Relaxed)
+        self.control.acknowledged.load(Ordering::Relaxed)
     }
 
     /// Whether a writer has given up.
     pub fn has_failed(&self) -> bool {
-        self.writers.iter().any(JoinHandle::is_finished) || self.mayflies.is_finished()
+        let mayflies = self.mayflies.as_ref();
+        self.writers.iter().any(JoinHandle::is_finished)
+            || mayflies.is_some_and(JoinHandle::is_finished)
+    }
+
+    /// Has the writers write nothing more, until [`Load::resume`], and waits until all that they sent is
+    /// known. Their sessions stay. (Mayflies go on.)
+    ///
+    /// # Errors
+    /// When something stays unknown for longer than `patience`, or a writer has given up.
+    pub fn pause(&self, patience: Duration) -> Result<()> {
+        self.control.pause.store(true, Ordering::Relaxed);
+        let deadline = Instant::now() + patience;
+        while (self.control.idle.load(Ordering::Relaxed) as usize) < self.writers.len() {
+            ensure!(!self.has_failed(), "a writer has given up");
+            ensure!(
+                Instant::now() < deadline,
+                "writers still wait for answers after {patience:?}"
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Ends a pause.
+    pub fn resume(&self) {
+        self.control.pause.store(false, Ordering::Relaxed);
     }
 
     /// Waits until `more` steps have been acknowledged.
@@ -170,7 +202,7 @@ impl Load {
     /// # Errors
     /// What a writer saw that must not be.
     pub fn stop(self) -> Result<(Vec<Written>, u32)> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.control.stop.store(true, Ordering::Relaxed);
         let mut written = Vec::new();
         for writer in self.writers {
             match writer.join() {
@@ -178,9 +210,10 @@ impl Load {
                 Err(_) => bail!("a writer panicked"),
             }
         }
-        match self.mayflies.join() {
-            Ok(outcome) => Ok((written, outcome?)),
-            Err(_) => bail!("the thread of the mayflies panicked"),
+        match self.mayflies.map(JoinHandle::join) {
+            None => Ok((written, 0)),
+            Some(Ok(outcome)) => Ok((written, outcome?)),
+            Some(Err(_)) => bail!("the thread of the mayflies panicked"),
         }
     }
 }
@@ -200,12 +233,12 @@ struct Writer {
     /// Steps sent and not known, oldest first: each is a create and a set.
     pending: VecDeque<u64>,
     written: Written,
-    acknowledged: Arc<AtomicU64>,
+    control: Arc<Control>,
     heard: Instant,
 }
 
 impl Writer {
-    fn run(&mut self, depth: usize, stop: &AtomicBool) -> Result<()> {
+    fn run(&mut self, depth: usize) -> Result<()> {
         self.find_member()?;
         let parent = self.parent();
         self.session()?.call(&create(&parent, b"0"))?.ok()?;
@@ -213,11 +246,17 @@ impl Writer {
         self.session()?.call(&create_ephemeral(&ephemeral))?.ok()?;
         self.heard = Instant::now();
         loop {
-            let ending = stop.load(Ordering::Relaxed);
+            let ending = self.control.stop.load(Ordering::Relaxed);
+            let pausing = self.control.pause.load(Ordering::Relaxed);
             if ending && self.pending.is_empty() {
                 return Ok(());
             }
-            if let Err(error) = self.turn(if ending { 0 } else { depth }) {
+            let turn = match ending || pausing {
+                true if self.pending.is_empty() => self.idle(),
+                true => self.turn(0),
+                false => self.turn(depth),
+            };
+            if let Err(error) = turn {
                 if !is_connection(&error) {
                     return Err(error.context(format!("writer {}", self.id)));
                 }
@@ -238,10 +277,10 @@ impl Writer {
             let (path, data) = (self.path(step), step.to_string());
             let padded = format!("{data:<width$}", width = self.bytes);
             let session = self.session()?;
-            session.send(&create(&path, padded.as_bytes()));
+            session.send(&create(&path, data.as_bytes()));
             session.send(&Request::SetData {
                 path: &parent,
-                data: Some(data.as_bytes()),
+                data: Some(padded.as_bytes()),
                 version: -1,
             });
             self.next += 1;
@@ -252,6 +291,30 @@ impl Writer {
         self.reply()?;
         if let Some(step) = self.pending.pop_front() {
             self.acknowledge(step, Some(zxid.to_wire()));
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of a pause; the session must not end meanwhile.
+    fn idle(&mut self) -> Result<()> {
+        self.control.idle.fetch_add(1, Ordering::Relaxed);
+        let outcome = self.idle_until_called();
+        self.control.idle.fetch_sub(1, Ordering::Relaxed);
+        self.heard = Instant::now();
+        outcome
+    }
+
+    fn idle_until_called(&mut self) -> Result<()> {
+        let parent = self.parent();
+        let mut touched = Instant::now();
+        let is_called =
+            |it: &Control| it.stop.load(Ordering::Relaxed) || !it.pause.load(Ordering::Relaxed);
+        while !is_called(&self.control) {
+            if touched.elapsed() > IDLE_TOUCH {
+                self.read(&parent)?;
+                touched = Instant::now();
+            }
+            thread::sleep(Duration::from_millis(1));
         }
         Ok(())
     }
@@ -271,7 +334,7 @@ impl Writer {
         self.written.steps.push((step, zxid));
         self.written.pause_max = self.written.pause_max.max(self.heard.elapsed());
         self.heard = Instant::now();
-        self.acknowledged.fetch_add(1, Ordering::Relaxed);
+        self.control.acknowledged.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Takes the session up again somewhere, and learns what became of the pending steps.
@@ -294,7 +357,7 @@ impl Writer {
             .call(&Request::Sync { path: &parent })?
             .ok()?;
         let last = match self.read(&parent)? {
-            Some((data, _)) => std::str::from_utf8(&data)?.parse::<u64>()?,
+            Some((data, _)) => std::str::from_utf8(&data)?.trim_end().parse::<u64>()?,
             None => bail!("{parent} is gone"),
         };
         let mut is_missing = false;
@@ -430,7 +493,7 @@ pub fn path(writer: u32, step: u64) -> String {
 }
 
 /// Whether the connection has ended, or is not answered: nothing that the ensemble promised.
-fn is_connection(error: &anyhow::Error) -> bool {
+pub(crate) fn is_connection(error: &anyhow::Error) -> bool {
     error.is::<std::io::Error>()
         || error.is::<ringkeeper_harness::Closed>()
         || error.chain().any(|cause| cause.is::<std::io::Error>())
@@ -460,100 +523,8 @@ fn is_silence(error: &anyhow::Error) -> bool {
         .any(|error| kinds.contains(&error.kind()))
 }
 
-/// Lets mayflies live and die, one after the other, until `stop`; returns how many.
-fn mayflies(addresses: &[SocketAddr], stop: &AtomicBool) -> Result<u32> {
-    let mut count = 0;
-    while !stop.load(Ordering::Relaxed) {
-        count += u32::from(mayfly(addresses, count, stop)?);
-    }
-    Ok(count)
-}
-
-/// One session that makes an ephemeral znode and is then left alone. False if its member was lost before.
-fn mayfly(addresses: &[SocketAddr], number: u32, stop: &AtomicBool) -> Result<bool> {
-    let path = format!("{ROOT}/m{number}");
-    let address = |at: u32| addresses.get(at as usize % addresses.len().max(1)).copied();
-    let home = address(number).context("there is no member")?;
-    let Ok(mut session) = Session::open_within(home, MAYFLY_MS, REPLY_PATIENCE) else {
-        thread::sleep(FIND_PAUSE);
-        return Ok(false);
-    };
-    let created = Instant::now();
-    let timeout = Duration::from_millis(session.timeout_ms().unsigned_abs().into());
-    let is_there = session.call(&create_ephemeral(&path)).is_ok_and(|reply| {
-        // An earlier one of this number that nobody was told of lives for its own time.
-        reply.header.error == 0
-    });
-    drop(session);
-    if !is_there {
-        // Whoever has this name has to go first.
-        return see_out(addresses, number, &path, None, stop).map(|()| false);
-    }
-    see_out(addresses, number, &path, Some(created + timeout), stop).map(|()| true)
-}
-
-/// Waits until `path` is gone. Before `until` it must not be.
-fn see_out(
-    addresses: &[SocketAddr],
-    number: u32,
-    path: &str,
-    until: Option<Instant>,
-    stop: &AtomicBool,
-) -> Result<()> {
-    let patience = Instant::now() + MAYFLY_PATIENCE;
-    let mut at = number as usize + 1;
-    let mut session = None;
-    loop {
-        let there = match &mut session {
-            Some(session) => look(session, path),
-            None => {
-                at += 1;
-                let address = addresses.get(at % addresses.len().max(1));
-                let address = address.context("there is no member")?;
-                session = Session::open_within(*address, SESSION_MS, REPLY_PATIENCE).ok();
-                thread::sleep(MAYFLY_PAUSE);
-                continue;
-            }
-        };
-        match there {
-            Ok(true) => {}
-            Ok(false) => {
-                let early = until.and_then(|until| until.checked_duration_since(Instant::now()));
-                ensure!(
-                    early.is_none(),
-                    "{path} is gone {early:?} before its session's time is over"
-                );
-                if let Some(session) = session {
-                    // Its member may be dying; then the session ends by itself.
-                    _ = session.close();
-                }
-                return Ok(());
-            }
-            Err(error) if is_connection(&error) => session = None,
-            Err(error) => return Err(error.context(format!("look for {path}"))),
-        }
-        let is_ending = stop.load(Ordering::Relaxed);
-        ensure!(
-            Instant::now() < patience,
-            "{path} is there after {MAYFLY_PATIENCE:?}, and its session was left alone (ending: {is_ending})"
-        );
-        thread::sleep(MAYFLY_PAUSE);
-    }
-}
-
-/// Whether a znode is there, by the newest state.
-fn look(session: &mut Session, path: &str) -> Result<bool> {
-    session.call(&Request::Sync { path })?.ok()?;
-    let reply = session.call(&Request::Exists { path, watch: false })?;
-    if reply.header.error == ringkeeper_proto::ZkError::NoNode.code() {
-        return Ok(false);
-    }
-    reply.ok()?;
-    Ok(true)
-}
-
 /// A request for an ephemeral znode.
-fn create_ephemeral(path: &str) -> Request<'_> {
+pub(crate) fn create_ephemeral(path: &str) -> Request<'_> {
     match create(path, b"") {
         Request::Create { op, mut create } => {
             create.flags = 1;

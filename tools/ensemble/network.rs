@@ -4,6 +4,9 @@
 //! A held direction is what packets that get lost look like to TCP: bytes, the end of a connection and
 //! attempts to connect wait, and arrive when the direction is open again. The one difference is that an
 //! attempt to connect is accepted here and only then waits.
+//!
+//! Who opens an election connection says where it can be called back, and Apache's servers do call back there. So this
+//! is replaced by the proxied port of the way back, or the members would talk past the network.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -15,6 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::ensemble::PeerPorts;
+use crate::tap::{Conversation, Tap};
 
 /// Bytes that are carried at a time; with a delay it bounds how much a link carries in a second.
 const CHUNK: usize = 64 << 10;
@@ -27,6 +31,7 @@ type Way = (u64, u64);
 pub struct Network {
     gates: BTreeMap<Way, Arc<Gate>>,
     ports: BTreeMap<Way, PeerPorts>,
+    tap: Arc<Tap>,
 }
 
 impl Network {
@@ -43,19 +48,40 @@ impl Network {
         let gates: BTreeMap<Way, Arc<Gate>> =
             ways.map(|way| (way, Arc::<Gate>::default())).collect();
         let mut ports = BTreeMap::new();
+        let mut listeners = Vec::new();
         for (from, to) in gates.keys().copied() {
             let target = usize::try_from(to - 1).ok().and_then(|at| real.get(at));
-            let target = target.context("a member without ports")?;
-            let there = gates.get(&(from, to)).context("a way")?;
-            let back = gates.get(&(to, from)).context("the way back")?;
+            let target = *target.context("a member without ports")?;
+            let (quorum, election) = (listen()?, listen()?);
             let proxied = PeerPorts {
-                quorum: listen(target.quorum, there, back)?,
-                election: listen(target.election, there, back)?,
+                quorum: quorum.local_addr()?.port(),
+                election: election.local_addr()?.port(),
                 votes: target.votes,
             };
             ports.insert((from, to), proxied);
+            listeners.push(((from, to), target, quorum, election));
         }
-        Ok(Self { gates, ports })
+        let tap = Arc::<Tap>::default();
+        for ((from, to), target, quorum, election) in listeners {
+            let route = |target| -> Result<Route> {
+                Ok(Route {
+                    target: SocketAddr::from((Ipv4Addr::LOCALHOST, target)),
+                    there: Arc::clone(gates.get(&(from, to)).context("a way")?),
+                    back: Arc::clone(gates.get(&(to, from)).context("the way back")?),
+                })
+            };
+            let home = ports.get(&(to, from)).context("the way back")?.election;
+            route(target.election)?.serve(election, move || Kind::Votes(Greeting::new(home)));
+            let tap = Arc::clone(&tap);
+            let learning = move || Kind::Learning(Conversation::new(&tap, from, to));
+            route(target.quorum)?.serve(quorum, learning);
+        }
+        Ok(Self { gates, ports, tap })
+    }
+
+    /// What learners and leaders have said to each other.
+    pub fn tap(&self) -> &Tap {
+        &self.tap
     }
 
     /// Where member `from` finds member `to`.
@@ -122,46 +148,83 @@ impl Gate {
     }
 }
 
-/// Accepts connections for `target` until the process ends; returns the port.
-fn listen(target: u16, there: &Arc<Gate>, back: &Arc<Gate>) -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen for a proxy")?;
-    let port = listener.local_addr()?.port();
-    let (there, back) = (Arc::clone(there), Arc::clone(back));
-    thread::spawn(move || {
-        for source in listener.incoming().flatten() {
-            let (there, back) = (Arc::clone(&there), Arc::clone(&back));
-            thread::spawn(move || {
-                there.pass();
-                let address = SocketAddr::from((Ipv4Addr::LOCALHOST, target));
-                // Where nobody listens the source sees the end of its connection.
-                if let Ok(target) = TcpStream::connect(address) {
-                    carry(source, target, there, back);
-                }
-            });
+fn listen() -> Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen for a proxy")
+}
+
+/// From one member to a port of another.
+#[derive(Clone, Debug)]
+struct Route {
+    target: SocketAddr,
+    there: Arc<Gate>,
+    back: Arc<Gate>,
+}
+
+/// What a connection is for.
+enum Kind {
+    /// A learner at its leader.
+    Learning(Conversation),
+    /// An election.
+    Votes(Greeting),
+}
+
+impl Route {
+    /// Accepts connections until the process ends.
+    fn serve(self, listener: TcpListener, kind: impl Fn() -> Kind + Send + 'static) {
+        thread::spawn(move || {
+            for source in listener.incoming().flatten() {
+                let (route, kind) = (self.clone(), kind());
+                thread::spawn(move || {
+                    route.there.pass();
+                    // Where nobody listens the source sees the end of its connection.
+                    if let Ok(target) = TcpStream::connect(route.target) {
+                        route.carry(source, target, kind);
+                    }
+                });
+            }
+        });
+    }
+
+    /// Carries both directions of a connection until both have ended.
+    fn carry(self, source: TcpStream, target: TcpStream, kind: Kind) {
+        _ = source.set_nodelay(true);
+        _ = target.set_nodelay(true);
+        let (Ok(answers), Ok(answered)) = (target.try_clone(), source.try_clone()) else {
+            return;
+        };
+        let Self { there, back, .. } = self;
+        match kind {
+            Kind::Votes(mut greeting) => {
+                thread::spawn(move || pump(answers, answered, &back, |_| {}));
+                pump(source, target, &there, |bytes| greeting.change(bytes));
+            }
+            Kind::Learning(conversation) => {
+                let conversation = Arc::new(conversation);
+                let other = Arc::clone(&conversation);
+                thread::spawn(move || {
+                    pump(answers, answered, &back, |bytes| other.leader_says(bytes));
+                });
+                pump(source, target, &there, |bytes| {
+                    conversation.learner_says(bytes);
+                });
+            }
         }
-    });
-    Ok(port)
+    }
 }
 
-/// Carries both directions of a connection until both have ended.
-fn carry(source: TcpStream, target: TcpStream, there: Arc<Gate>, back: Arc<Gate>) {
-    _ = source.set_nodelay(true);
-    _ = target.set_nodelay(true);
-    let (Ok(answers), Ok(answered)) = (target.try_clone(), source.try_clone()) else {
-        return;
-    };
-    thread::spawn(move || pump(answers, answered, &back));
-    pump(source, target, &there);
-}
-
-fn pump(mut from: TcpStream, mut to: TcpStream, gate: &Gate) {
+/// Carries one direction; `change` is given what has passed before it can be answered.
+fn pump(mut from: TcpStream, mut to: TcpStream, gate: &Gate, mut change: impl FnMut(&mut Vec<u8>)) {
     let mut chunk = vec![0; CHUNK];
     let mut is_whole = false;
     while let Ok(count) = from.read(&mut chunk) {
         gate.pass();
         is_whole = count == 0;
-        let bytes = chunk.get(..count).unwrap_or_default();
-        if is_whole || to.write_all(bytes).is_err() {
+        if is_whole {
+            break;
+        }
+        let mut bytes = chunk.get(..count).unwrap_or_default().to_vec();
+        change(&mut bytes);
+        if to.write_all(&bytes).is_err() {
             break;
         }
     }
@@ -172,6 +235,54 @@ fn pump(mut from: TcpStream, mut to: TcpStream, gate: &Gate) {
         false => Shutdown::Both,
     };
     _ = to.shutdown(how);
+}
+
+/// The first message of an election connection: `long protocol, long server, int len, "host:port"`, several addresses
+/// with `|` between them in the newer protocol, none in the oldest.
+#[derive(Debug)]
+struct Greeting {
+    /// The port where the caller can be called back.
+    home: u16,
+    pending: Vec<u8>,
+    is_over: bool,
+}
+
+impl Greeting {
+    const PROTOCOLS: [i64; 2] = [-65536, -65535];
+
+    const fn new(home: u16) -> Self {
+        Self {
+            home,
+            pending: Vec::new(),
+            is_over: false,
+        }
+    }
+
+    /// Changes the address in what passes; keeps back a greeting that is not whole.
+    fn change(&mut self, bytes: &mut Vec<u8>) {
+        if self.is_over {
+            return;
+        }
+        self.pending.append(bytes);
+        if let Some(changed) = self.changed() {
+            self.is_over = true;
+            *bytes = changed;
+        }
+    }
+
+    fn changed(&self) -> Option<Vec<u8>> {
+        let (protocol, rest) = self.pending.split_first_chunk()?;
+        if !Self::PROTOCOLS.contains(&i64::from_be_bytes(*protocol)) {
+            return Some(self.pending.clone());
+        }
+        let (server, rest) = rest.split_first_chunk::<8>()?;
+        let (len, rest) = rest.split_first_chunk()?;
+        let len = usize::try_from(i32::from_be_bytes(*len)).unwrap_or(0);
+        let behind = rest.get(len..)?;
+        let home = SocketAddr::from((Ipv4Addr::LOCALHOST, self.home)).to_string();
+        let len = i32::try_from(home.len()).unwrap_or(0).to_be_bytes();
+        Some([&protocol[..], server, &len, home.as_bytes(), behind].concat())
+    }
 }
 
 #[cfg(test)]
@@ -237,5 +348,32 @@ mod tests {
         network.heal();
         let (mut far, _) = listener.accept().unwrap();
         assert_eq!(read(&mut far, 1), b"x");
+    }
+
+    #[test]
+    fn who_calls_is_called_back_through_the_network() {
+        let greeting = |address: &str| {
+            let len = i32::try_from(address.len()).unwrap().to_be_bytes();
+            let head = [(-65536_i64).to_be_bytes(), 1_i64.to_be_bytes()].concat();
+            [&head[..], &len, address.as_bytes()].concat()
+        };
+        let (network, listener) = network();
+        let ports = network.ports(1, 2).unwrap();
+        let home = network.ports(2, 1).unwrap().election;
+        let sent = [&greeting("127.0.0.1:1")[..], b"vote"].concat();
+        let expected = [&greeting(&format!("127.0.0.1:{home}"))[..], b"vote"].concat();
+        for cut in 1..sent.len() {
+            let mut near = TcpStream::connect((Ipv4Addr::LOCALHOST, ports.election)).unwrap();
+            near.set_nodelay(true).unwrap();
+            near.write_all(&sent[..cut]).unwrap();
+            near.write_all(&sent[cut..]).unwrap();
+            let (mut far, _) = listener.accept().unwrap();
+            assert_eq!(read(&mut far, expected.len()), expected, "{cut}");
+        }
+        // The oldest protocol: the number of the server alone.
+        let mut near = TcpStream::connect((Ipv4Addr::LOCALHOST, ports.election)).unwrap();
+        near.write_all(&1_i64.to_be_bytes()).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        assert_eq!(read(&mut far, 8), 1_i64.to_be_bytes());
     }
 }

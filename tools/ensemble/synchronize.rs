@@ -1,26 +1,41 @@
-//! Makes leaders synchronize learners in each of the three ways, and takes from what the members of
-//! Ringkeeper log that it has happened: DIFF after a short absence, SNAP after one that outlasts the
-//! leader's log, TRUNC of what a leader logged that could reach nobody any more.
+//! Makes leaders synchronize learners in each of the three ways: DIFF after a short absence, SNAP after one
+//! that outlasts the leader's log, TRUNC of what a leader logged that could reach nobody any more. That it has
+//! happened is read from the wire ([`tap`](crate::tap)), and the members' own logs must say the same.
+//!
+//! A TRUNC needs care. Apache's leaders cut a learner of an earlier epoch only as long as nothing is committed in
+//! their own: later they send a snapshot. So the load pauses, and the one that is to lead gets a last proposal that
+//! no other member gets, which makes it win the election.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use ringkeeper_harness::Session;
+use ringkeeper_proto::{Request, ZkError, Zxid};
 
 use crate::ensemble::{Ensemble, Role};
 use crate::load::{Load, create};
+use crate::network::Network;
+pub use crate::tap::By;
+use crate::tap::Synchronized;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const SESSION_MS: i32 = 20_000;
+const PAUSE: Duration = Duration::from_millis(20);
 
-/// Steps of a short absence.
+/// How often an election may have another result than wanted.
+const ELECTIONS: u32 = 5;
+
+/// Steps of a short absence: fewer transactions than an Apache leader keeps in memory (500).
 const STEPS: u64 = 50;
 
-/// What is logged of a long absence, in bytes: more than a leader of either kind keeps with [`SETTINGS`],
-/// in memory or on disk.
+/// Steps that outlast what an Apache leader keeps, with [`SETTINGS`].
+const APACHE_STEPS: u64 = 500;
+
+/// What is logged of a long absence at a leader of Ringkeeper's, in bytes: more than it keeps with [`SETTINGS`], in
+/// memory or on disk.
 const LOG_BYTES: u64 = 48 << 20;
 
 /// Writes that only an isolated leader logs.
@@ -32,7 +47,7 @@ pub const SETTINGS: [&str; 6] = [
     "ringkeeper.snapshotLogSizeInKb=256",
     "preAllocSize=8192",
     "autopurge.snapRetainCount=3",
-    "commitLogCount=100",
+    "commitLogCount=500",
     // Apache: no learner is sent history from the log on disk.
     "snapshotSizeFactor=-1",
 ];
@@ -44,19 +59,10 @@ pub struct Synchronization {
     pub apache_leads: bool,
     /// Whether the learner was.
     pub apache_learns: bool,
+    /// Whether the learner is an observer.
+    pub observes: bool,
     /// How.
     pub by: By,
-}
-
-/// The three ways.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum By {
-    /// The proposals that the learner lacks.
-    Diff,
-    /// The end of its log is cut first.
-    Trunc,
-    /// The whole tree.
-    Snap,
 }
 
 impl fmt::Display for Synchronization {
@@ -66,12 +72,16 @@ impl fmt::Display for Synchronization {
             false => "Ringkeeper",
         };
         let (leads, learns) = (name(self.apache_leads), name(self.apache_learns));
-        write!(f, "{leads} to {learns} by {:?}", self.by)
+        let role = match self.observes {
+            true => " observer",
+            false => " follower",
+        };
+        write!(f, "{leads} leader to {learns}{role} by {:?}", self.by)
     }
 }
 
-/// Provokes synchronizations until each wanted one has been seen, or `rounds` are over; how often each
-/// was seen.
+/// Provokes each synchronization that there can be between the kinds of members, with up to `attempts` for
+/// each; how often each was seen, wanted or not.
 ///
 /// # Errors
 /// When the ensemble does not go on, or one was not seen.
@@ -79,149 +89,290 @@ pub fn provoke(
     ensemble: &mut Ensemble,
     load: &Load,
     step_bytes: usize,
-    rounds: u32,
+    attempts: u32,
     mut report: impl FnMut(&str),
 ) -> Result<BTreeMap<Synchronization, usize>> {
-    let wanted = wanted(ensemble);
-    let mut seen = BTreeMap::new();
-    for _ in 0..rounds {
-        for id in ensemble.ids() {
-            let leader = ensemble.leader().context("there is no leader")?;
-            if id == leader {
-                continue;
+    let mut lost = Vec::new();
+    for (leader, learner, wanted) in wanted(ensemble) {
+        let mut seen = None;
+        for _ in 0..attempts {
+            seen = match wanted.by {
+                By::Trunc => cut(ensemble, load, (leader, learner), &mut lost)?,
+                By::Diff => Some(absent(ensemble, load, (leader, learner), STEPS)?),
+                By::Snap => {
+                    let steps = match wanted.apache_leads {
+                        true => APACHE_STEPS,
+                        false => LOG_BYTES / step_bytes.max(1) as u64,
+                    };
+                    Some(absent(ensemble, load, (leader, learner), steps)?)
+                }
+            };
+            match &seen {
+                Some(seen) => report(&format!(
+                    "member {learner} at leader {leader}: {:?}, its log ended with {}, the leader says {}, epoch {}",
+                    seen.by, seen.from, seen.to, seen.epoch.0
+                )),
+                None => report(&format!("member {leader} was not elected")),
             }
-            absent(ensemble, load, id, STEPS)?;
-            let long = LOG_BYTES / step_bytes.max(1) as u64;
-            absent(ensemble, load, id, long)?;
-            report(&format!(
-                "member {id} was absent for {STEPS} and {long} steps"
-            ));
+            if seen.is_some_and(|seen| seen.by == wanted.by) {
+                break;
+            }
         }
-        let leader = isolate_leader(ensemble, load)?;
-        report(&format!("leader {leader} was isolated"));
-        seen = read_logs(ensemble)?;
-        if wanted.iter().all(|it| seen.contains_key(it)) {
-            return Ok(seen);
-        }
+        ensure!(
+            seen.is_some_and(|seen| seen.by == wanted.by),
+            "not seen: {wanted} (member {learner} at leader {leader})"
+        );
     }
-    let missing: Vec<_> = wanted.iter().filter(|it| !seen.contains_key(it)).collect();
-    let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
-    ensure!(missing.is_empty(), "not seen: {}", missing.join(", "));
+    ensure_gone(ensemble, &lost)?;
+    let network = network(ensemble)?;
+    network.tap().check()?;
+    let all = network.tap().synchronized();
+    compare_with_logs(ensemble, &all)?;
+    let mut seen = BTreeMap::new();
+    for one in all {
+        let one = kind(ensemble, one.leader, one.learner, one.by);
+        *seen.entry(one).or_insert(0) += 1;
+    }
     Ok(seen)
 }
 
-/// All ways between all kinds of members that there are, where one of them is Ringkeeper's: Apache's say
-/// nothing of it.
-fn wanted(ensemble: &Ensemble) -> BTreeSet<Synchronization> {
-    let kinds: Vec<bool> = ensemble
-        .ids()
-        .iter()
-        .map(|id| ensemble.is_apache(*id))
-        .collect();
-    let mut wanted = BTreeSet::new();
-    for (leads, apache_leads) in kinds.iter().enumerate() {
-        for (learns, apache_learns) in kinds.iter().enumerate() {
-            if leads != learns && !(*apache_leads && *apache_learns) {
-                wanted.extend([By::Diff, By::Trunc, By::Snap].map(|by| Synchronization {
-                    apache_leads: *apache_leads,
-                    apache_learns: *apache_learns,
-                    by,
-                }));
+/// All ways between all kinds of members that there are, where one of them is Ringkeeper's, each with a pair of
+/// members: leader and learner.
+fn wanted(ensemble: &Ensemble) -> Vec<(u64, u64, Synchronization)> {
+    let mut known = BTreeSet::new();
+    let mut wanted = Vec::new();
+    for leader in ensemble.ids().into_iter().filter(|id| ensemble.votes(*id)) {
+        for learner in ensemble.ids().into_iter().filter(|id| *id != leader) {
+            if ensemble.is_apache(leader) && ensemble.is_apache(learner) {
+                continue;
+            }
+            for by in [By::Trunc, By::Diff, By::Snap] {
+                let one = kind(ensemble, leader, learner, by);
+                // An observer logs what is committed, so there is nothing to cut.
+                if !(one.observes && by == By::Trunc) && known.insert(one) {
+                    wanted.push((leader, learner, one));
+                }
             }
         }
     }
     wanted
 }
 
-fn absent(ensemble: &mut Ensemble, load: &Load, id: u64, steps: u64) -> Result<()> {
-    ensemble.kill(id)?;
-    load.wait_for(steps, PATIENCE * 4)
-        .with_context(|| format!("without member {id}"))?;
-    ensemble.spawn(id)?;
-    ensemble.wait_until_serving(PATIENCE)?;
-    load.wait_for(STEPS, PATIENCE)
-        .with_context(|| format!("with member {id} back"))
+fn kind(ensemble: &Ensemble, leader: u64, learner: u64, by: By) -> Synchronization {
+    Synchronization {
+        apache_leads: ensemble.is_apache(leader),
+        apache_learns: ensemble.is_apache(learner),
+        observes: !ensemble.votes(learner),
+        by,
+    }
 }
 
-/// Cuts the leader off, lets it log what nobody else gets, and lets it back when another leads.
-fn isolate_leader(ensemble: &mut Ensemble, load: &Load) -> Result<u64> {
-    let leader = ensemble.leader().context("there is no leader")?;
-    let mut session = Session::open(ensemble.address(leader)?, SESSION_MS)?;
-    let network = ensemble.network().context("there is no proxied network")?;
-    let others: Vec<_> = ensemble
-        .ids()
-        .into_iter()
-        .filter(|id| *id != leader)
-        .collect();
+/// Kills a learner, lets the load make `steps` steps, and starts it again.
+fn absent(
+    ensemble: &mut Ensemble,
+    load: &Load,
+    (leader, learner): (u64, u64),
+    steps: u64,
+) -> Result<Synchronized> {
+    lead(ensemble, load, leader)?;
+    ensemble.kill(learner)?;
+    load.wait_for(steps, PATIENCE * 4)
+        .with_context(|| format!("without member {learner}"))?;
+    // An absence that does not last longer because a process takes long to start.
+    load.pause(PATIENCE)?;
+    let seen = network(ensemble)?.tap().synchronized().len();
+    ensemble.spawn(learner)?;
+    ensemble.wait_until_serving(PATIENCE)?;
+    let tap = network(ensemble)?.tap();
+    let one = tap.wait_for_synchronized((leader, learner), seen, PATIENCE)?;
+    go_on(load)?;
+    Ok(one)
+}
+
+/// Makes `learner` the leader, cuts it off, lets it log what nobody else gets, and lets it back when `leader` leads.
+/// `None` when another one was elected.
+fn cut(
+    ensemble: &mut Ensemble,
+    load: &Load,
+    (leader, learner): (u64, u64),
+    lost: &mut Vec<String>,
+) -> Result<Option<Synchronized>> {
+    lead(ensemble, load, learner)?;
+    load.pause(PATIENCE)?;
+    let mut ahead = Ahead::prepare(ensemble, learner)?;
+    ahead.put(ensemble, leader)?;
+    let network = network(ensemble)?;
+    let others = others(ensemble, learner);
     for other in &others {
-        network.hold(leader, *other);
-        network.hold(*other, leader);
+        network.hold(learner, *other);
+        network.hold(*other, learner);
     }
-    for number in 0..LOST_WRITES {
-        let path = format!("/lost-{leader}-{number}-{}", session.key().id);
-        session.send(&create(&path, b""));
+    for _ in 0..LOST_WRITES {
+        lost.push(ahead.send());
     }
     // It may give up before it has read them all.
-    _ = session.flush();
-    let deadline = Instant::now() + PATIENCE;
-    while !others
-        .iter()
-        .any(|id| ensemble.role(*id) == Some(Role::Leader))
-    {
-        ensure!(Instant::now() < deadline, "no other member leads");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    load.wait_for(STEPS, PATIENCE)
-        .context("with another leader")?;
-    if let Some(network) = ensemble.network() {
-        network.heal();
-    }
+    _ = ahead.session.flush();
+    let elected = wait_for_leader(ensemble, &others)?;
+    let seen = network.tap().synchronized().len();
+    network.heal();
     ensemble.wait_until_serving(PATIENCE)?;
-    load.wait_for(STEPS, PATIENCE)
-        .context("with the old leader back")?;
-    Ok(leader)
+    let tap = self::network(ensemble)?.tap();
+    let one = tap.wait_for_synchronized((elected, learner), seen, PATIENCE)?;
+    go_on(load)?;
+    Ok((elected == leader).then_some(one))
 }
 
-/// What the members of Ringkeeper have logged. Between two of them the learner's word counts.
-fn read_logs(ensemble: &Ensemble) -> Result<BTreeMap<Synchronization, usize>> {
-    let mut seen = BTreeMap::new();
-    for id in ensemble
-        .ids()
-        .into_iter()
-        .filter(|id| !ensemble.is_apache(*id))
-    {
-        let path = ensemble.member(id)?.dir().join("server.log");
-        let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        for line in String::from_utf8_lossy(&text).lines() {
-            let (other, leads) = match (field(line, "learner="), field(line, "leader=")) {
-                (Some(learner), _) if line.contains(": synchronizing ") => (learner, true),
-                (_, Some(leader)) if line.contains(": being synchronized ") => (leader, false),
-                _ => continue,
-            };
-            let other_is_apache = other.parse().is_ok_and(|other| ensemble.is_apache(other));
-            let by = match field(line, "by=") {
-                Some("\"DIFF\"") => By::Diff,
-                Some("\"TRUNC\"") => By::Trunc,
-                Some("\"SNAP\"") => By::Snap,
-                _ => continue,
-            };
-            if !leads || other_is_apache {
-                let one = Synchronization {
-                    apache_leads: !leads && other_is_apache,
-                    apache_learns: leads && other_is_apache,
-                    by,
-                };
-                *seen.entry(one).or_insert(0) += 1;
+/// Makes a member the leader.
+fn lead(ensemble: &mut Ensemble, load: &Load, wanted: u64) -> Result<()> {
+    for _ in 0..ELECTIONS {
+        let current = ensemble.leader().context("there is no leader")?;
+        if current == wanted {
+            return Ok(());
+        }
+        load.pause(PATIENCE)?;
+        Ahead::prepare(ensemble, current)?.put(ensemble, wanted)?;
+        ensemble.kill(current)?;
+        // What is held back must not get to the others before they have voted.
+        wait_for_leader(ensemble, &others(ensemble, current))?;
+        network(ensemble)?.heal();
+        ensemble.spawn(current)?;
+        ensemble.wait_until_serving(PATIENCE)?;
+        go_on(load)?;
+    }
+    bail!("member {wanted} was not elected, {ELECTIONS} times");
+}
+
+fn go_on(load: &Load) -> Result<()> {
+    load.resume();
+    load.wait_for(STEPS, PATIENCE).context("with all members")
+}
+
+fn network(ensemble: &Ensemble) -> Result<&Network> {
+    ensemble.network().context("there is no proxied network")
+}
+
+fn others(ensemble: &Ensemble, id: u64) -> Vec<u64> {
+    let mut ids = ensemble.ids();
+    ids.retain(|other| *other != id);
+    ids
+}
+
+fn wait_for_leader(ensemble: &Ensemble, ids: &[u64]) -> Result<u64> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let leads = |id: &&u64| ensemble.role(**id) == Some(Role::Leader);
+        if let Some(id) = ids.iter().find(leads) {
+            return Ok(*id);
+        }
+        ensure!(Instant::now() < deadline, "none of {ids:?} leads");
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// A client of the leader that makes one member's log longer than all others'.
+struct Ahead {
+    leader: u64,
+    session: Session,
+    count: usize,
+    /// What every member has or will have.
+    last: Zxid,
+}
+
+impl Ahead {
+    fn prepare(ensemble: &Ensemble, leader: u64) -> Result<Self> {
+        let session = Session::open(ensemble.address(leader)?, SESSION_MS)?;
+        let last = Zxid::ZERO;
+        let mut ahead = Self {
+            leader,
+            session,
+            count: 0,
+            last,
+        };
+        ahead.send();
+        ahead.session.flush()?;
+        let reply = ahead.session.receive()?;
+        reply.ok()?;
+        ahead.last = reply.header.zxid;
+        Ok(ahead)
+    }
+
+    /// Sends a write, when it is flushed; its path.
+    fn send(&mut self) -> String {
+        let path = format!("/only-{:x}-{}", self.session.key().id.0, self.count);
+        self.count += 1;
+        self.session.send(&create(&path, b""));
+        path
+    }
+
+    /// From now on the leader's packets get to `member` alone, and that has one more transaction than the others.
+    fn put(&mut self, ensemble: &Ensemble, member: u64) -> Result<()> {
+        let network = network(ensemble)?;
+        for other in others(ensemble, self.leader) {
+            if other != member {
+                network.hold(self.leader, other);
             }
         }
+        self.send();
+        self.session.flush()?;
+        let way = (member, self.leader);
+        network.tap().wait_for_ack(way, self.last, PATIENCE)?;
+        Ok(())
     }
-    Ok(seen)
 }
 
-/// The value behind `name` in a log line.
-fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
-    let (_, rest) = line.split_once(name)?;
-    rest.split(' ').next()
+/// What was cut off must be nowhere.
+fn ensure_gone(ensemble: &Ensemble, lost: &[String]) -> Result<()> {
+    for id in ensemble.ids() {
+        let mut session = Session::open(ensemble.address(id)?, SESSION_MS)?;
+        session.call(&Request::Sync { path: "/" })?.ok()?;
+        for path in lost {
+            let reply = session.call(&Request::Exists { path, watch: false })?;
+            ensure!(
+                reply.header.error == ZkError::NoNode.code(),
+                "CUT: {path} was never acknowledged, and is there at member {id}"
+            );
+        }
+        session.close()?;
+    }
+    Ok(())
+}
+
+/// The members' own words, where they log: a line for each synchronization at least.
+fn compare_with_logs(ensemble: &Ensemble, seen: &[Synchronized]) -> Result<()> {
+    for id in ensemble.ids() {
+        let path = ensemble.member(id)?.dir().join("server.log");
+        let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        let text = String::from_utf8_lossy(&text);
+        let is_apache = ensemble.is_apache(id);
+        if is_apache && !text.contains(" INFO ") {
+            continue;
+        }
+        for by in [By::Diff, By::Trunc, By::Snap] {
+            let seen = seen.iter().filter(|it| it.learner == id && it.by == by);
+            let (seen, told) = (seen.count(), told(&text, is_apache, by));
+            ensure!(
+                told >= seen,
+                "member {id} tells of {told} synchronizations by {by:?}, the wire of {seen}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// How many synchronizations a learner's log tells of.
+fn told(text: &str, is_apache: bool, by: By) -> usize {
+    let (what, how) = match (is_apache, by) {
+        (false, By::Diff) => (": being synchronized ", "by=\"DIFF\""),
+        (false, By::Trunc) => (": being synchronized ", "by=\"TRUNC\""),
+        (false, By::Snap) => (": being synchronized ", "by=\"SNAP\""),
+        (true, By::Diff) => ("Getting a diff from the leader", ""),
+        (true, By::Trunc) => ("Truncating log to get in sync with the leader", ""),
+        (true, By::Snap) => ("Getting a snapshot from leader", ""),
+    };
+    let lines = text.lines();
+    lines
+        .filter(|line| line.contains(what) && line.contains(how))
+        .count()
 }
 
 #[cfg(test)]
@@ -229,10 +380,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_end_at_a_blank() {
-        let line = "peer_traffic: synchronizing learner=3 by=\"SNAP\"";
-        assert_eq!(field(line, "learner="), Some("3"));
-        assert_eq!(field(line, "by="), Some("\"SNAP\""));
-        assert_eq!(field(line, "leader="), None);
+    fn a_learner_tells_how_it_was_synchronized() {
+        let own = "x: being synchronized leader=3 by=\"SNAP\"\nx: being synchronized leader=3 by=\"DIFF\"\n\
+                   x: synchronizing learner=2 by=\"SNAP\"";
+        assert_eq!(told(own, false, By::Snap), 1);
+        assert_eq!(told(own, false, By::Diff), 1);
+        assert_eq!(told(own, false, By::Trunc), 0);
+        let apache = "INFO Truncating log to get in sync with the leader 0x100000005";
+        assert_eq!(told(apache, true, By::Trunc), 1);
     }
 }

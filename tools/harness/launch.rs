@@ -24,7 +24,12 @@ pub struct Launch {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    Apache { classpath: String, heap: String },
+    Apache {
+        classpath: String,
+        heap: String,
+        /// Java system properties.
+        properties: Vec<(String, String)>,
+    },
     Command(Vec<String>),
 }
 
@@ -73,6 +78,7 @@ impl Launch {
             kind: Kind::Apache {
                 classpath,
                 heap: heap.to_owned(),
+                properties: Vec::new(),
             },
             settings: Vec::new(),
         })
@@ -82,6 +88,13 @@ impl Launch {
     pub fn set(&mut self, key: &str, value: &str) {
         self.settings.retain(|(known, _)| known != key);
         self.settings.push((key.to_owned(), value.to_owned()));
+    }
+
+    /// Sets a Java system property of Apache's server; other servers have none.
+    pub fn set_property(&mut self, key: &str, value: &str) {
+        if let Kind::Apache { properties, .. } = &mut self.kind {
+            properties.push((key.to_owned(), value.to_owned()));
+        }
     }
 
     /// Takes a line out again.
@@ -140,11 +153,18 @@ impl Launch {
     /// The command that starts the server on `config`.
     pub fn command(&self, config: &Path) -> Command {
         let mut command = match &self.kind {
-            Kind::Apache { classpath, heap } => {
+            Kind::Apache {
+                classpath,
+                heap,
+                properties,
+            } => {
                 let mut command = Command::new("java");
                 command.arg(format!("-Xmx{heap}"));
                 // The digest scheme decodes credentials in the JVM's default charset.
                 command.arg("-Dfile.encoding=UTF-8");
+                for (key, value) in properties {
+                    command.arg(format!("-D{key}={value}"));
+                }
                 for (key, value) in &self.settings {
                     if SYSTEM_PROPERTIES.contains(&key.as_str()) {
                         command.arg(format!("-D{key}={value}"));
