@@ -33,8 +33,6 @@ pub(crate) struct Learning {
     syncs: VecDeque<SessionId>,
     /// The last connection that came back with each session, and its time-out in milliseconds.
     returning: BTreeMap<SessionId, (ClientKey, i32)>,
-    /// Until digests agree once: an Apache leader's snapshot shows some of what follows it.
-    is_fuzzy: bool,
     /// When this learner last let itself be brought in line, in milliseconds.
     resynchronized_ms: Option<u64>,
 }
@@ -73,11 +71,6 @@ impl Learning {
         self.waiting.clear();
         self.syncs.clear();
         self.returning.clear();
-    }
-
-    /// The tree comes from a snapshot of a leader's.
-    pub(crate) const fn began_with_snapshot(&mut self) {
-        self.is_fuzzy = true;
     }
 
     /// Takes out all that waits, as its clients asked for it: nobody has proposed it, and it is to be asked again.
@@ -353,8 +346,8 @@ impl<D: Disk> Core<D> {
         let applied = self.head.apply(&header, &txn, &mut self.events);
         self.unpublished = true;
         self.stats.applied(header.zxid, self.head.digest());
-        if let Some(digest) = digest {
-            self.compare_digests(header.zxid, agrees(&self.head, digest));
+        if let Some(agree) = digest.and_then(|digest| agrees(&self.head, digest)) {
+            self.compare_digests(header.zxid, agree);
         }
         let outcome = applied
             .outcome
@@ -409,10 +402,10 @@ impl<D: Disk> Core<D> {
     /// tree is not the leader's.
     fn compare_digests(&mut self, zxid: Zxid, agree: bool) {
         if agree {
-            self.learning.is_fuzzy = false;
+            self.head.set_fuzzy(false);
             return;
         }
-        if self.learning.is_fuzzy {
+        if self.head.is_fuzzy() {
             return;
         }
         self.stats.digest_mismatches += 1;

@@ -423,7 +423,9 @@ impl<D: Disk> Core<D> {
             return;
         };
         match mem::take(reader.as_mut()).finish(installing.zxid) {
-            Ok((Restored { tree, .. }, rest)) => {
+            Ok((Restored { mut tree, .. }, rest)) => {
+                // An Apache leader has written it while it applied what follows.
+                tree.set_fuzzy(true);
                 tracing::info!(zxid = %tree.zxid(), znodes = tree.node_count(), "snapshot received");
                 installing.state = InstallState::Keeping {
                     tree: Box::new(tree.clone()),
@@ -478,7 +480,6 @@ impl<D: Disk> Core<D> {
             self.tail.clear();
             self.recent.restart(zxid);
             self.committed = zxid;
-            self.learning.began_with_snapshot();
         }
         self.input(Input::SnapshotInstalled { generation });
     }

@@ -80,7 +80,11 @@ impl Replay {
         self.events.clear();
         // A transaction that failed when it was first applied fails again: that is its outcome.
         let _applied = self.tree.apply(&header, &txn, &mut self.events);
-        if !digest.is_none_or(|digest| agrees(&self.tree, digest)) {
+        let agree = digest.and_then(|digest| agrees(&self.tree, digest));
+        if agree == Some(true) {
+            self.tree.set_fuzzy(false);
+        }
+        if agree == Some(false) && !self.tree.is_fuzzy() {
             self.differ += 1;
             if self.differ == 1 {
                 tracing::error!(%zxid, replayed = self.tree.digest_to_wire(),
@@ -121,7 +125,89 @@ pub async fn replay<D: Disk>(
     Ok(replayed)
 }
 
-/// Whether the digest that a transaction carries is the tree's, as far as it can be compared.
-pub(crate) const fn agrees(tree: &Tree, digest: TxnDigest) -> bool {
-    digest.version != TxnDigest::VERSION || digest.tree_digest == tree.digest_to_wire()
+/// Whether the digest that a transaction carries is the tree's; `None` if it cannot be compared.
+pub(crate) fn agrees(tree: &Tree, digest: TxnDigest) -> Option<bool> {
+    let is_known = digest.version == TxnDigest::VERSION;
+    is_known.then(|| digest.tree_digest == tree.digest_to_wire())
+}
+
+#[cfg(test)]
+mod tests {
+    use ringkeeper_proto::txn::{CreateKind, encode_record};
+    use ringkeeper_proto::{Acl, AclList, OpCode, SessionId, Txn, TxnHeader};
+
+    use super::*;
+
+    /// A leader's tree after each of ten creates, and the records of these.
+    fn history() -> (Vec<Tree>, Vec<(Zxid, Vec<u8>)>) {
+        let mut tree = Tree::new();
+        let (mut trees, mut records) = (vec![tree.clone()], Vec::new());
+        for number in 1..=10 {
+            let header = TxnHeader {
+                session: SessionId(1),
+                cxid: 0,
+                zxid: Zxid(number),
+                time_ms: 5,
+                op: OpCode::Create,
+            };
+            let path = format!("/n{number}");
+            let txn = Txn::Create {
+                path: path.as_str().into(),
+                data: Some(b"data"),
+                acl: AclList::new(&Acl::open()),
+                kind: CreateKind::Plain { ephemeral: false },
+                parent_cversion: i32::try_from(number).unwrap(),
+            };
+            let applied = tree.apply(&header, &txn, &mut Vec::new());
+            assert!(applied.outcome.is_ok());
+            let digest = TxnDigest {
+                version: TxnDigest::VERSION,
+                tree_digest: tree.digest_to_wire(),
+            };
+            let mut record = Vec::new();
+            encode_record(&header, &txn, Some(&digest), &mut record);
+            records.push((Zxid(number), record));
+            trees.push(tree.clone());
+        }
+        (trees, records)
+    }
+
+    fn replay_of(
+        tree: &Tree,
+        records: &[(Zxid, Vec<u8>)],
+    ) -> Result<(Tree, Replayed), ReplayError> {
+        let mut replay = Replay::new(tree.clone(), Zxid(u64::MAX));
+        for (zxid, record) in records.iter().filter(|(zxid, _)| *zxid > tree.zxid()) {
+            replay.record(*zxid, record).unwrap();
+        }
+        replay.finish()
+    }
+
+    #[test]
+    fn a_fuzzy_tree_becomes_whole_and_is_held_to_it() {
+        let (trees, mut records) = history();
+        // Written as of 2, while 3, 4 and 5 were applied.
+        let mut fuzzy = trees[5].clone();
+        fuzzy.set_zxid(Zxid(2));
+        let error = replay_of(&fuzzy, &records).unwrap_err();
+        assert!(
+            matches!(error, ReplayError::Digests { differ: 2, .. }),
+            "{error}"
+        );
+        fuzzy.set_fuzzy(true);
+        let (tree, replayed) = replay_of(&fuzzy, &records).unwrap();
+        assert_eq!(replayed.count, 8);
+        assert_eq!(tree.digest(), trees[10].digest());
+        assert!(!tree.is_fuzzy());
+        // The log may end before it is whole.
+        let (tree, _) = replay_of(&fuzzy, &records[..4]).unwrap();
+        assert!(tree.is_fuzzy());
+        // What differs later is damage.
+        records.remove(7);
+        let error = replay_of(&fuzzy, &records).unwrap_err();
+        assert!(
+            matches!(error, ReplayError::Digests { differ: 2, .. }),
+            "{error}"
+        );
+    }
 }

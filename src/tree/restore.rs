@@ -169,6 +169,7 @@ impl Restore {
             root,
             zxid,
             digest: self.digest,
+            fuzzy: false,
             data_size: self.data_size,
             ephemerals: 0,
             quotas: self.quotas,

@@ -2,7 +2,7 @@
 //!
 //! | chunk | content, big-endian |
 //! |---|---|
-//! | 0 header | `u32` format, zxid, digest, znodes, sessions, ACLs (`u64` each), `i64` data size |
+//! | 0 header | `u32` format, zxid, digest, znodes, sessions, ACLs (`u64` each), `i64` data size; of a fuzzy tree one byte 1 more |
 //! | 1 sessions | `u32` count, then per session: `i64` id, `i32` timeout in milliseconds |
 //! | 2 ACLs | `u32` count, then per list: `u32` id, the list as in jute |
 //! | 3 znodes | `u32` count, jute string: the path of the first znode's parent, then the znodes |
@@ -136,6 +136,9 @@ impl<'t> SnapshotEncoder<'t> {
         out.put_u64(tree.sessions.len() as u64);
         out.put_u64(tree.acls.iter().len() as u64);
         out.put_i64(tree.data_size);
+        if tree.fuzzy {
+            out.put_u8(1);
+        }
         self.stage = SESSIONS;
     }
 
@@ -242,6 +245,7 @@ struct Header {
     sessions: u64,
     acls: u64,
     data_size: i64,
+    fuzzy: bool,
 }
 
 #[derive(Debug)]
@@ -341,6 +345,7 @@ impl SnapshotBuilder {
             root,
             zxid: header.zxid,
             digest: self.digest,
+            fuzzy: header.fuzzy,
             data_size: header.data_size,
             ephemerals: 0,
             quotas: self.quotas,
@@ -682,6 +687,13 @@ fn read_header(reader: &mut Reader<'_>) -> Result<Header, SnapshotError> {
         sessions: long()?,
         acls: long()?,
         data_size: reader.long()?,
+        fuzzy: match reader.is_empty() {
+            true => false,
+            false => match reader.byte()? {
+                1 => true,
+                other => return Err(value("fuzzy", other.into())),
+            },
+        },
     })
 }
 

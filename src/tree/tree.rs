@@ -28,6 +28,8 @@ pub struct Tree {
     pub(crate) root: NodeArc,
     pub(crate) zxid: Zxid,
     pub(crate) digest: u64,
+    /// See [`Tree::is_fuzzy`].
+    pub(crate) fuzzy: bool,
     /// Characters of all paths and bytes of all data, as `DataTree.nodeDataSize` counts them.
     pub(crate) data_size: i64,
     pub(crate) ephemerals: usize,
@@ -76,6 +78,7 @@ impl Tree {
             digest: root.header.digest.into(),
             root,
             zxid: Zxid::ZERO,
+            fuzzy: false,
             // ZK: "/" is an alias of "" in the map that Apache sums up.
             data_size: 1,
             ephemerals: 0,
@@ -110,6 +113,18 @@ impl Tree {
     /// Sets the zxid of the last transaction, for example at the start of an epoch.
     pub const fn set_zxid(&mut self, zxid: Zxid) {
         self.zxid = zxid;
+    }
+
+    /// Whether it may show some of what comes after its zxid, as a tree does that an Apache server has written while
+    /// it applied transactions. Applying these makes it whole, since that is idempotent, and the first digest
+    /// that agrees says that it is.
+    pub const fn is_fuzzy(&self) -> bool {
+        self.fuzzy
+    }
+
+    /// Says whether it is; snapshots keep it.
+    pub const fn set_fuzzy(&mut self, fuzzy: bool) {
+        self.fuzzy = fuzzy;
     }
 
     /// The digest (version 2).

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use anyhow::{Context, Result, bail, ensure};
 use ringkeeper_harness::{Launch, Server, four_letter_word, free_port};
+use ringkeeper_proto::Zxid;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::network::Network;
@@ -281,6 +281,15 @@ impl Ensemble {
         }
     }
 
+    /// The last transaction that a member has committed, if it answers.
+    pub fn committed(&self, id: u64) -> Option<Zxid> {
+        let text = four_letter_word(self.member(id).ok()?.address(), "srvr").ok()?;
+        let zxid = text
+            .lines()
+            .find_map(|line| line.strip_prefix("Zxid: 0x"))?;
+        u64::from_str_radix(zxid.trim(), 16).ok().map(Zxid)
+    }
+
     /// The member that leads.
     pub fn leader(&self) -> Option<u64> {
         let mut ids = self.running().into_iter();
@@ -311,36 +320,6 @@ impl Ensemble {
     /// When its `zoo.cfg` cannot be written.
     pub fn relaunch(&mut self, id: u64, change: impl FnOnce(&mut Launch)) -> Result<()> {
         self.member_mut(id)?.relaunch(change)
-    }
-
-    /// Flips a byte in the middle of what a member that does not run has written to its newest log.
-    ///
-    /// # Errors
-    /// When it has no log of Ringkeeper's.
-    pub fn damage_log(&self, id: u64) -> Result<()> {
-        let member = self.member(id)?;
-        let folder = member.dir().join("data").join("ringkeeper");
-        let mut logs = Vec::new();
-        for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
-            let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with("log-") {
-                logs.push((written_bytes(&path)?, path));
-            }
-        }
-        // The next segment is there already, and empty but for its header.
-        logs.retain(|(written, _)| *written > 2 * BLOCK_BYTES);
-        let (written, path) = logs
-            .into_iter()
-            .max_by_key(|(_, path)| path.clone())
-            .context("nothing is logged")?;
-        let file = fs::OpenOptions::new().read(true).write(true).open(&path)?;
-        let at = BLOCK_BYTES + (written - BLOCK_BYTES) / 2;
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, at)?;
-        file.write_all_at(&[byte[0] ^ 0x10], at)?;
-        file.sync_all()?;
-        Ok(())
     }
 
     /// Takes all data of a member that does not run.
@@ -439,17 +418,4 @@ fn choose_ports(count: usize, voters: usize) -> Result<(Vec<PeerPorts>, Vec<TcpL
         });
     }
     Ok((ports, held))
-}
-
-/// What the log and its parts are aligned to.
-const BLOCK_BYTES: u64 = 4096;
-
-/// Where the zeros begin with which the rest of a log is filled.
-fn written_bytes(path: &Path) -> Result<u64> {
-    let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
-    let used = bytes
-        .iter()
-        .rposition(|byte| *byte != 0)
-        .map_or(0, |at| at + 1);
-    Ok((used as u64).next_multiple_of(BLOCK_BYTES))
 }

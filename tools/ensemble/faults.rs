@@ -8,6 +8,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 
+use crate::damage::{Place, damage_log};
 use crate::ensemble::Ensemble;
 use crate::load::Load;
 
@@ -37,6 +38,8 @@ pub enum Fault {
     Restart,
     /// kill -9, and before the start a byte in the middle of its log is flipped (one of Ringkeeper's servers).
     Damage,
+    /// The same with a byte of its last write, as if that was torn.
+    Tear,
     /// All members are killed at once, started, and killed again before they are ready.
     Storm,
     /// For a while its durable writes take long (one of Ringkeeper's servers).
@@ -59,7 +62,7 @@ impl Fault {
         let others: Vec<u64> = ensemble.ids().into_iter().filter(|it| *it != id).collect();
         let mut kinds = vec![Self::Kill, Self::Kill, Self::Pause, Self::Restart];
         if !ensemble.is_apache(id) {
-            kinds.push(Self::Damage);
+            kinds.extend([Self::Damage, Self::Tear]);
         }
         if ensemble.network().is_some() {
             let bridge = others.choose(rng).map(|other| Self::Bridge(*other));
@@ -99,7 +102,7 @@ pub fn inflict(ensemble: &mut Ensemble, load: &Load, id: u64, fault: Fault) -> R
 
 fn begin(ensemble: &mut Ensemble, id: u64, fault: Fault) -> Result<()> {
     match fault {
-        Fault::Kill | Fault::Damage => ensemble.kill(id)?,
+        Fault::Kill | Fault::Damage | Fault::Tear => ensemble.kill(id)?,
         Fault::Pause => ensemble.pause(id)?,
         Fault::Restart => ensemble.terminate(id, Duration::from_secs(10))?,
         Fault::Storm => {
@@ -144,7 +147,11 @@ fn end(ensemble: &mut Ensemble, id: u64, fault: Fault) -> Result<()> {
     match fault {
         Fault::Kill | Fault::Restart => ensemble.spawn(id)?,
         Fault::Damage => {
-            ensemble.damage_log(id)?;
+            damage_log(ensemble, id, Place::Middle)?;
+            ensemble.spawn(id)?;
+        }
+        Fault::Tear => {
+            damage_log(ensemble, id, Place::End)?;
             ensemble.spawn(id)?;
         }
         Fault::Storm => {}

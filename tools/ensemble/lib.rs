@@ -8,6 +8,8 @@
 #![warn(missing_docs)]
 
 pub mod check;
+pub mod damage;
+pub mod doubt;
 pub mod ensemble;
 pub mod failover;
 pub mod faults;
@@ -16,6 +18,8 @@ pub mod load;
 mod mayflies;
 pub mod network;
 pub mod replace;
+pub mod rollover;
+mod succession;
 pub mod synchronize;
 pub mod tap;
 

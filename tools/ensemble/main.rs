@@ -21,7 +21,9 @@ use ringkeeper_ensemble::check::{check, check_epochs};
 use ringkeeper_ensemble::faults::{Fault, inflict};
 use ringkeeper_ensemble::load::{Load, LoadPlan};
 use ringkeeper_ensemble::replace::replace_all;
-use ringkeeper_ensemble::{Ensemble, Plan, apache, debian, failover, hand_over, synchronize};
+use ringkeeper_ensemble::{
+    Ensemble, Plan, apache, debian, doubt, failover, hand_over, rollover, synchronize,
+};
 use ringkeeper_harness::Launch;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -91,6 +93,14 @@ enum Trouble {
         #[arg(long, default_value_t = 100)]
         znodes: u64,
     },
+    /// Damage the logs of Ringkeeper's members while one of Apache's leads
+    Doubt,
+    /// Use up the counters of epochs, which begin with the last zxid that there is
+    Rollover {
+        /// How many epochs, without Apache's members where that is possible, and with them
+        #[arg(long, default_value_t = 4)]
+        times: u32,
+    },
     /// Have the leader hand over by command, again and again, and measure how long clients of all members wait
     HandOver {
         /// How often
@@ -118,20 +128,30 @@ fn run(options: &Options) -> Result<()> {
         .tempdir()?;
     let dir = options.dir.clone();
     let dir = dir.unwrap_or_else(|| temporary.path().to_owned());
-    let synchronizes = matches!(options.trouble, Some(Trouble::Synchronize { .. }));
     let mut settings = Vec::new();
-    if synchronizes {
-        settings.extend(synchronize::SETTINGS.map(str::to_owned));
+    match options.trouble {
+        Some(Trouble::Synchronize { .. }) => {
+            settings.extend(synchronize::SETTINGS.map(str::to_owned));
+        }
+        Some(Trouble::Rollover { .. }) => settings.extend(rollover::SETTINGS.map(str::to_owned)),
+        _ => {}
     }
+    let chooses_leaders = matches!(
+        options.trouble,
+        Some(Trouble::Synchronize { .. } | Trouble::Doubt | Trouble::Rollover { .. })
+    );
     settings.extend_from_slice(&options.settings);
     let plan = Plan {
         voters: launches(&options.voters)?,
         observers: launches(&options.observers)?,
         settings,
         absent: BTreeSet::new(),
-        proxied: options.network || synchronizes,
+        proxied: options.network || chooses_leaders,
     };
     let mut ensemble = Ensemble::new(&plan, &dir)?;
+    if matches!(options.trouble, Some(Trouble::Rollover { .. })) {
+        rollover::seed(&ensemble)?;
+    }
     println!("in {}", dir.display());
     let outcome = run_in(options, &mut ensemble);
     if outcome.is_err() && options.dir.is_none() {
@@ -197,6 +217,20 @@ fn make_trouble(options: &Options, ensemble: &mut Ensemble, load: &Load) -> Resu
             for (one, times) in seen {
                 println!("{one}: {times}");
             }
+            Ok(())
+        }
+        Some(Trouble::Doubt) => {
+            let seen = doubt::provoke(ensemble, load, |line| println!("{line}"))?;
+            println!("{seen} damaged members were synchronized by Apache's");
+            Ok(())
+        }
+        Some(Trouble::Rollover { times }) => {
+            let seen = rollover::provoke(ensemble, load, *times, |line| println!("{line}"))?;
+            let rollover::Seen {
+                in_place,
+                elections,
+            } = seen;
+            println!("{in_place} epochs without an election, {elections} elections");
             Ok(())
         }
         Some(Trouble::HandOver { times, .. }) => hand_over(ensemble, *times),

@@ -9,24 +9,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use ringkeeper_harness::Session;
-use ringkeeper_proto::{Request, ZkError, Zxid};
+use ringkeeper_proto::{Request, ZkError};
 
-use crate::ensemble::{Ensemble, Role};
-use crate::load::{Load, create};
-use crate::network::Network;
+use crate::ensemble::Ensemble;
+use crate::load::Load;
+use crate::succession::{Ahead, go_on, lead, network, others, wait_for_leader};
 pub use crate::tap::By;
 use crate::tap::Synchronized;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const SESSION_MS: i32 = 20_000;
-const PAUSE: Duration = Duration::from_millis(20);
-
-/// How often an election may have another result than wanted.
-const ELECTIONS: u32 = 5;
 
 /// Steps of a short absence: fewer transactions than an Apache leader keeps in memory (500).
 const STEPS: u64 = 50;
@@ -210,114 +206,15 @@ fn cut(
     for _ in 0..LOST_WRITES {
         lost.push(ahead.send());
     }
-    // It may give up before it has read them all.
-    _ = ahead.session.flush();
+    ahead.flush();
     let elected = wait_for_leader(ensemble, &others)?;
     let seen = network.tap().synchronized().len();
     network.heal();
     ensemble.wait_until_serving(PATIENCE)?;
-    let tap = self::network(ensemble)?.tap();
+    let tap = crate::succession::network(ensemble)?.tap();
     let one = tap.wait_for_synchronized((elected, learner), seen, PATIENCE)?;
     go_on(load)?;
     Ok((elected == leader).then_some(one))
-}
-
-/// Makes a member the leader.
-fn lead(ensemble: &mut Ensemble, load: &Load, wanted: u64) -> Result<()> {
-    for _ in 0..ELECTIONS {
-        let current = ensemble.leader().context("there is no leader")?;
-        if current == wanted {
-            return Ok(());
-        }
-        load.pause(PATIENCE)?;
-        Ahead::prepare(ensemble, current)?.put(ensemble, wanted)?;
-        ensemble.kill(current)?;
-        // What is held back must not get to the others before they have voted.
-        wait_for_leader(ensemble, &others(ensemble, current))?;
-        network(ensemble)?.heal();
-        ensemble.spawn(current)?;
-        ensemble.wait_until_serving(PATIENCE)?;
-        go_on(load)?;
-    }
-    bail!("member {wanted} was not elected, {ELECTIONS} times");
-}
-
-fn go_on(load: &Load) -> Result<()> {
-    load.resume();
-    load.wait_for(STEPS, PATIENCE).context("with all members")
-}
-
-fn network(ensemble: &Ensemble) -> Result<&Network> {
-    ensemble.network().context("there is no proxied network")
-}
-
-fn others(ensemble: &Ensemble, id: u64) -> Vec<u64> {
-    let mut ids = ensemble.ids();
-    ids.retain(|other| *other != id);
-    ids
-}
-
-fn wait_for_leader(ensemble: &Ensemble, ids: &[u64]) -> Result<u64> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let leads = |id: &&u64| ensemble.role(**id) == Some(Role::Leader);
-        if let Some(id) = ids.iter().find(leads) {
-            return Ok(*id);
-        }
-        ensure!(Instant::now() < deadline, "none of {ids:?} leads");
-        std::thread::sleep(PAUSE);
-    }
-}
-
-/// A client of the leader that makes one member's log longer than all others'.
-struct Ahead {
-    leader: u64,
-    session: Session,
-    count: usize,
-    /// What every member has or will have.
-    last: Zxid,
-}
-
-impl Ahead {
-    fn prepare(ensemble: &Ensemble, leader: u64) -> Result<Self> {
-        let session = Session::open(ensemble.address(leader)?, SESSION_MS)?;
-        let last = Zxid::ZERO;
-        let mut ahead = Self {
-            leader,
-            session,
-            count: 0,
-            last,
-        };
-        ahead.send();
-        ahead.session.flush()?;
-        let reply = ahead.session.receive()?;
-        reply.ok()?;
-        ahead.last = reply.header.zxid;
-        Ok(ahead)
-    }
-
-    /// Sends a write, when it is flushed; its path.
-    fn send(&mut self) -> String {
-        let path = format!("/only-{:x}-{}", self.session.key().id.0, self.count);
-        self.count += 1;
-        self.session.send(&create(&path, b""));
-        path
-    }
-
-    /// From now on the leader's packets get to `member` alone, and that has one more transaction than the others.
-    fn put(&mut self, ensemble: &Ensemble, member: u64) -> Result<()> {
-        let network = network(ensemble)?;
-        for other in others(ensemble, self.leader) {
-            if other != member {
-                network.hold(self.leader, other);
-            }
-        }
-        self.send();
-        self.session.flush()?;
-        let way = (member, self.leader);
-        network.tap().wait_for_ack(way, self.last, PATIENCE)?;
-        Ok(())
-    }
 }
 
 /// What was cut off must be nowhere.

@@ -70,10 +70,13 @@ impl State {
             version: TxnDigest::VERSION,
             tree_digest,
         }) = digest
-            && tree_digest != self.tree.digest_to_wire()
         {
-            self.mismatches += 1;
-            self.first_mismatch.get_or_insert(record.zxid);
+            if tree_digest == self.tree.digest_to_wire() {
+                self.tree.set_fuzzy(false);
+            } else if !self.tree.is_fuzzy() {
+                self.mismatches += 1;
+                self.first_mismatch.get_or_insert(record.zxid);
+            }
         }
         Ok(())
     }

@@ -151,3 +151,14 @@ proptest! {
         prop_assert!(build(&chunks).is_err());
     }
 }
+
+#[test]
+fn a_fuzzy_tree_comes_back_fuzzy() {
+    let mut tree = sample();
+    assert!(!build(&chunks(&tree)).unwrap().is_fuzzy());
+    tree.set_fuzzy(true);
+    let mut chunks = chunks(&tree);
+    assert!(build(&chunks).unwrap().is_fuzzy());
+    *chunks[0].last_mut().unwrap() = 2;
+    assert!(build(&chunks).is_err());
+}
