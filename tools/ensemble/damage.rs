@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use crate::ensemble::Ensemble;
 
 /// What the log and its parts are aligned to.
-const BLOCK_BYTES: u64 = 4096;
+const BLOCK_BYTES: usize = 4096;
 
 /// Where a byte is flipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,33 +31,31 @@ pub fn damage_log(ensemble: &Ensemble, id: u64, place: Place) -> Result<()> {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.starts_with("log-") {
-            logs.push((used_bytes(&path)?, path));
+            let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+            let used = bytes.iter().rposition(|byte| *byte != 0);
+            let used = used.map_or(0, |at| at + 1);
+            // The next segment is there already, and empty but for its header.
+            if used > 2 * BLOCK_BYTES {
+                logs.push((path, bytes, used));
+            }
         }
     }
-    // The next segment is there already, and empty but for its header.
-    logs.retain(|(used, _)| *used > 2 * BLOCK_BYTES);
-    let (used, path) = logs
-        .into_iter()
-        .max_by_key(|(_, path)| path.clone())
-        .context("nothing is logged")?;
+    let last = logs.into_iter().max_by_key(|(path, ..)| path.clone());
+    let (path, bytes, used) = last.context("nothing is logged")?;
     let at = match place {
+        // Blocks are filled up with zeros, which count for nothing.
         Place::Middle => {
-            let written = used.next_multiple_of(BLOCK_BYTES);
-            BLOCK_BYTES + (written - BLOCK_BYTES) / 2
+            let middle = BLOCK_BYTES + (used - BLOCK_BYTES) / 2;
+            let mut behind = bytes.iter().enumerate().skip(middle);
+            behind
+                .find(|(_, byte)| **byte != 0)
+                .map_or(used - 1, |(at, _)| at)
         }
         Place::End => used - 1,
     };
-    let file = fs::OpenOptions::new().read(true).write(true).open(&path)?;
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at)?;
-    file.write_all_at(&[byte[0] ^ 0x10], at)?;
+    let byte = bytes.get(at).copied().unwrap_or(0);
+    let file = fs::OpenOptions::new().write(true).open(&path)?;
+    file.write_all_at(&[byte ^ 0x10], at as u64)?;
     file.sync_all()?;
     Ok(())
-}
-
-/// Where the zeros begin with which the rest of a log is filled.
-fn used_bytes(path: &Path) -> Result<u64> {
-    let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
-    let last = bytes.iter().rposition(|byte| *byte != 0);
-    Ok(last.map_or(0, |at| at as u64 + 1))
 }
