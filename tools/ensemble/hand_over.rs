@@ -64,14 +64,7 @@ pub fn once(ensemble: &Ensemble) -> Result<HandOver> {
         .into_iter()
         .filter(|id| ensemble.is_apache(*id))
     {
-        let refused = ask(ensemble, from, id).err().map(|error| error.to_string());
-        let is_clear = refused
-            .as_ref()
-            .is_some_and(|it| it.contains("not a Ringkeeper server"));
-        ensure!(
-            is_clear,
-            "handing over to Apache's member {id}: {refused:?}"
-        );
+        refuses(ensemble, from, id)?;
     }
     let clients = ids.iter().map(|id| Client::start(ensemble.address(*id)?));
     let clients = clients.collect::<Result<Vec<_>>>()?;
@@ -104,6 +97,24 @@ pub fn once(ensemble: &Ensemble) -> Result<HandOver> {
         pauses,
         command,
     })
+}
+
+/// That the leader `from` does not hand over to Apache's member `id`, and says why.
+fn refuses(ensemble: &Ensemble, from: u64, id: u64) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let refused = ask(ensemble, from, id).err().map(|error| error.to_string());
+        let says = |what| refused.as_ref().is_some_and(|it| it.contains(what));
+        if says("not a Ringkeeper server") {
+            return Ok(());
+        }
+        // Apache's members need an election after each hand-over, and may still be at it.
+        ensure!(
+            says("not synchronized") && Instant::now() < deadline,
+            "handing over to Apache's member {id}: {refused:?}"
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Makes what the clients write.
