@@ -93,6 +93,12 @@ pub enum PeerCommand {
         /// The link.
         link: LinkId,
     },
+    /// Whether observers are taken that come to `observerMasterPort`; they are at first. Where there is no such port it
+    /// means nothing.
+    ServeObservers {
+        /// Whether they are.
+        open: bool,
+    },
     /// Who the members are from now on, and the text of the configuration. Links to servers that are no
     /// members any more are left alone; nobody calls them any more.
     Configure {

@@ -1,5 +1,5 @@
-//! Links between learners and their leader: a listener on the quorum port, the one link that this
-//! server opens as a learner, and packets on all of them.
+//! Links between learners and their leader: a listener on the quorum port, one for observers that a follower serves,
+//! the one link that this server opens as a learner, and packets on all of them.
 //!
 //! The listener is open whatever the role: a learner that comes early waits for this server's
 //! election instead of being refused, and a role change opens and closes no port.
@@ -61,6 +61,8 @@ struct Shared {
     last: Cell<u64>,
     /// Where the next search for a follower that serves observers begins.
     next_master: Cell<usize>,
+    /// Whether observers are taken that come to `observerMasterPort`.
+    serves_observers: Cell<bool>,
     /// Those with packets queued since the last flush.
     dirty: RefCell<Vec<Rc<Link>>>,
 }
@@ -104,6 +106,7 @@ impl LearnerLinks {
                 links: RefCell::default(),
                 last: Cell::new(0),
                 next_master: Cell::new(std::process::id() as usize),
+                serves_observers: Cell::new(true),
                 dirty: RefCell::default(),
             }),
             connecting: RefCell::default(),
@@ -115,6 +118,26 @@ impl LearnerLinks {
     pub(crate) fn accept_from(&self, listener: Listener) {
         let task = spawn_local(accept(Rc::clone(&self.shared), listener));
         self.accepting.borrow_mut().push(task);
+    }
+
+    /// Takes observers that come to `listener`, while any are taken.
+    pub(crate) fn accept_observers_from(&self, mut listener: Listener) {
+        let shared = Rc::clone(&self.shared);
+        let task = spawn_local(async move {
+            while let Some(connection) = listener.accept().await {
+                if shared.serves_observers.get() {
+                    shared.adopt(connection, Peer::Learner, None);
+                } else {
+                    tracing::debug!(peer = %connection.peer_addr(), "no observers are served");
+                }
+            }
+        });
+        self.accepting.borrow_mut().push(task);
+    }
+
+    /// See [`PeerCommand::ServeObservers`](crate::PeerCommand::ServeObservers).
+    pub(crate) fn serve_observers(&self, open: bool) {
+        self.shared.serves_observers.set(open);
     }
 
     /// See [`PeerCommand::Connect`](crate::PeerCommand::Connect).

@@ -25,6 +25,7 @@ pub struct BoundPeers {
     settings: PeerSettings,
     quorum: Vec<BoundSocket>,
     election: Vec<BoundSocket>,
+    observers: Vec<BoundSocket>,
 }
 
 impl BoundPeers {
@@ -38,12 +39,17 @@ impl BoundPeers {
             let text = format!("server {} is not among the members", settings.id);
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         };
-        let (mut quorum, mut election) = (Vec::new(), Vec::new());
+        let (mut quorum, mut election, mut observers) = (Vec::new(), Vec::new(), Vec::new());
+        let observer_port = settings.observer_master_port.filter(|_| own.votes);
         for address in &own.addresses {
             for (port, sockets) in [
-                (address.quorum_port, &mut quorum),
-                (address.election_port, &mut election),
+                (Some(address.quorum_port), &mut quorum),
+                (Some(address.election_port), &mut election),
+                (observer_port, &mut observers),
             ] {
+                let Some(port) = port else {
+                    continue;
+                };
                 let bound = match settings.listen_on_all {
                     true => bind_everywhere(port),
                     false => bind_at(&address.host, port),
@@ -59,6 +65,7 @@ impl BoundPeers {
             settings,
             quorum,
             election,
+            observers,
         })
     }
 
@@ -72,10 +79,14 @@ impl BoundPeers {
             keepalive: Some(KEEPALIVE),
             limits: connection_limits(&self.settings),
         };
-        let listen = |sockets: Vec<BoundSocket>| -> io::Result<Vec<Listener>> {
+        let listen = |sockets: Vec<BoundSocket>, options| -> io::Result<Vec<Listener>> {
             sockets.into_iter().map(|it| it.listen(options)).collect()
         };
-        let (quorum, election) = (listen(self.quorum)?, listen(self.election)?);
+        let quorum = listen(self.quorum, options)?;
+        let election = listen(self.election, options)?;
+        let mut options = options;
+        options.limits.pending_bytes_max = self.settings.observer_queue_bytes_max;
+        let observers = listen(self.observers, options)?;
         let settings = Rc::new(self.settings);
         let queue = Rc::new(EventQueue::default());
         let roster: Roster = Rc::new(RefCell::new(settings.members.clone()));
@@ -83,6 +94,9 @@ impl BoundPeers {
             LearnerLinks::new(Rc::clone(&settings), Rc::clone(&roster), Rc::clone(&queue));
         for listener in quorum {
             learners.accept_from(listener);
+        }
+        for listener in observers {
+            learners.accept_observers_from(listener);
         }
         let elections = ElectionLinks::start(settings, Rc::clone(&roster), Rc::clone(&queue));
         for listener in election {
@@ -149,6 +163,7 @@ impl PeerLinks {
             PeerCommand::Connect { leader } => learners.connect(leader),
             PeerCommand::Send { link, packet } => learners.send(link, &packet),
             PeerCommand::SendStream { link, bytes } => learners.send_stream(link, &bytes),
+            PeerCommand::ServeObservers { open } => learners.serve_observers(open),
             PeerCommand::WantRoom { link } => learners.want_room(link),
             PeerCommand::ReadStream { link } => learners.read_stream(link),
             PeerCommand::EndStream { link, rest } => learners.end_stream(link, rest),

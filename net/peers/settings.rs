@@ -20,7 +20,8 @@ pub struct PeerSettings {
     /// Tell peers all own election addresses and not only the first (`multiAddress.enabled`): servers
     /// older than ZooKeeper 3.6 do not understand that.
     pub tell_all_addresses: bool,
-    /// As an observer: where followers may serve observers (`observerMasterPort`). They are tried before the leader.
+    /// Where followers serve observers (`observerMasterPort`): one that votes listens there, an observer tries them
+    /// before the leader.
     pub observer_master_port: Option<u16>,
     /// How long a peer may take to answer an attempt to connect, and to say who it is
     /// (`cnxTimeout`).
@@ -38,6 +39,8 @@ pub struct PeerSettings {
     pub packet_bytes_max: usize,
     /// The most output, in bytes, that may wait for a peer that does not read.
     pub queue_bytes_max: usize,
+    /// The same for an observer that a follower serves (`observerMaster.sizeLimit`).
+    pub observer_queue_bytes_max: usize,
     /// The text of the configuration, which notifications carry.
     pub config: Arc<str>,
 }
@@ -90,6 +93,7 @@ impl PeerSettings {
             silence_max: Duration::from_secs(20),
             packet_bytes_max: 8 * 1024 * 1024,
             queue_bytes_max: 64 * 1024 * 1024,
+            observer_queue_bytes_max: 32 * 1024 * 1024,
             config,
         }
     }

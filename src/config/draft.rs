@@ -7,6 +7,9 @@ use crate::peers::{self, Membership};
 use crate::raw::RawConfig;
 use crate::report::{Notice, Problem};
 
+/// See `observerMaster.sizeLimit`.
+pub(crate) const OBSERVER_QUEUE_BYTES: u32 = 32 << 20;
+
 /// What setters write to.
 #[derive(Clone, Debug)]
 pub struct Draft {
@@ -51,6 +54,7 @@ pub(crate) struct PeersDraft {
     pub(crate) local_sessions_upgrading: bool,
     pub(crate) oracle_path: Option<PathBuf>,
     pub(crate) observer_master_port: Option<u16>,
+    pub(crate) observer_queue_bytes: u32,
     /// `peerType`, once set.
     pub(crate) observes: Option<bool>,
 }
@@ -71,6 +75,7 @@ impl Default for PeersDraft {
             local_sessions_upgrading: false,
             oracle_path: None,
             observer_master_port: None,
+            observer_queue_bytes: OBSERVER_QUEUE_BYTES,
             observes: None,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::draft::Draft;
+use crate::draft::{Draft, OBSERVER_QUEUE_BYTES};
 use crate::table::{Effect, INT_MAX, INT_MIN, Key, Owner, Set};
 
 /// Rows in the order of the documentation.
@@ -96,9 +96,19 @@ pub(crate) const KEYS: &[Key] = &[
         "observerMasterPort",
         Owner::File,
         "0",
-        "Where Apache's followers serve observers: an observer tries them before the leader. A voter serves none here",
+        "Where followers serve observers, the same port at all: a voter listens there, an observer tries them before the leader",
         |draft, value| {
             draft.peers.observer_master_port = u16::try_from(value).ok().filter(|port| *port > 0);
+        },
+    ),
+    int(
+        "observerMaster.sizeLimit",
+        Owner::Property,
+        "33554432",
+        "Bytes that may wait on the way to an observer which a follower serves; beyond, its link is closed",
+        |draft, value| {
+            let value = u32::try_from(value).ok().filter(|value| *value > 0);
+            draft.peers.observer_queue_bytes = value.unwrap_or(OBSERVER_QUEUE_BYTES);
         },
     ),
     Key {

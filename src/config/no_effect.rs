@@ -43,14 +43,6 @@ pub(crate) const KEYS: &[Key] = &[
         "what an observer has received is in its log in any case",
     ),
     row(
-        "observerMaster.sizeLimit",
-        Owner::Property,
-        "33554432",
-        "Bytes of proposals kept for observers",
-        Shape::Int,
-        "not there yet: a follower here serves no observers",
-    ),
-    row(
         "observer.reconnectDelayMs",
         Owner::Property,
         "0",

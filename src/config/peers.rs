@@ -40,8 +40,10 @@ pub struct PeersConfig {
     pub local_sessions_upgrading: bool,
     /// `oraclePath`: the file that lets one of two servers go on without the other.
     pub oracle_path: Option<PathBuf>,
-    /// `observerMasterPort`: where followers may serve observers, which try them before the leader.
+    /// `observerMasterPort`: where followers serve observers, which try them before the leader.
     pub observer_master_port: Option<u16>,
+    /// `observerMaster.sizeLimit`: the bytes that may wait on the way to one of them.
+    pub observer_queue_bytes: u32,
 }
 
 impl PeersConfig {
@@ -275,17 +277,6 @@ pub(crate) fn settle(
         let text = "the oracle has a say only where exactly two servers vote";
         notices.push(Notice::warning(&raw.at("oraclePath"), text.to_owned()));
     }
-    let votes = id
-        .and_then(|id| membership.members.get(&id))
-        .is_some_and(|it| it.votes);
-    if draft.observer_master_port.is_some() && votes {
-        let text =
-            "not there yet for a voter here: observers go to an Apache follower or to the leader";
-        notices.push(Notice::warning(
-            &raw.at("observerMasterPort"),
-            text.to_owned(),
-        ));
-    }
     match problems.is_empty() {
         true => Ok(PeersConfig {
             id: id.unwrap_or_default(),
@@ -308,6 +299,7 @@ pub(crate) fn settle(
             local_sessions_upgrading: draft.local_sessions_upgrading,
             oracle_path: draft.oracle_path.clone(),
             observer_master_port: draft.observer_master_port,
+            observer_queue_bytes: draft.observer_queue_bytes,
         }),
         false => Err(problems),
     }

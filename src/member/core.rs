@@ -583,6 +583,11 @@ impl<D: Disk> Core<D> {
             self.learning.clear();
         }
         self.traffic.forget_requests();
+        if self.serves_observers() {
+            // Observers are to leave the leader alone.
+            let open = !standing.proposes();
+            self.send_command(PeerCommand::ServeObservers { open });
+        }
         if had_led {
             self.apply_through(self.committed);
         }

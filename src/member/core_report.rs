@@ -203,14 +203,17 @@ impl<D: Disk> Core<D> {
                 ("last_leader_move_ms", Metric::Integer(stats.last_move_ms)),
             ]);
         }
-        if matches!(self.standing, Standing::Leading(_)) {
-            let learners = self.zab.learners();
-            let count = |observer: bool, synced: Option<bool>| {
-                let is_one = |(_, observes, is_synced): &&(_, bool, bool)| {
-                    *observes == observer && synced.is_none_or(|synced| *is_synced == synced)
-                };
-                Metric::Integer(learners.iter().filter(is_one).count() as u64)
+        let learners = self.zab.learners();
+        let count = |observer: bool, synced: Option<bool>| {
+            let is_one = |(_, observes, is_synced): &&(_, bool, bool)| {
+                *observes == observer && synced.is_none_or(|synced| *is_synced == synced)
             };
+            Metric::Integer(learners.iter().filter(is_one).count() as u64)
+        };
+        if matches!(self.standing, Standing::Following(_)) && self.serves_observers() {
+            metrics.push(("synced_observers", count(true, Some(true))));
+        }
+        if matches!(self.standing, Standing::Leading(_)) {
             metrics.extend([
                 ("limping_count", Metric::Integer(stats.limps)),
                 (

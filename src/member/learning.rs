@@ -12,10 +12,11 @@ use ringkeeper_proto::reply::WriteReply;
 use ringkeeper_proto::txn::decode_record;
 use ringkeeper_proto::{Id, LossyText, OpCode, Request, SessionId, TxnHeader, Xid, ZkError, Zxid};
 use ringkeeper_storage::Disk;
-use ringkeeper_zab::{Input, Message};
+use ringkeeper_zab::{Input, LinkId, Message};
 
 use crate::core::{Core, Record};
 use crate::messages::{ClientMessage, ClientNotice, Now, WriteMessage};
+use crate::observers::Place;
 use crate::publication::{Answer, Attached, ClientKey};
 use crate::replay::agrees;
 use crate::sessions::Holder;
@@ -30,11 +31,20 @@ pub(crate) struct Learning {
     /// The requests of each session, in their order.
     waiting: BTreeMap<SessionId, VecDeque<Waiting>>,
     /// The sessions whose syncs are on their way, in the order in which they were sent.
-    syncs: VecDeque<SessionId>,
+    syncs: VecDeque<Syncing>,
     /// The last connection that came back with each session, and its time-out in milliseconds.
     returning: BTreeMap<SessionId, (ClientKey, i32)>,
     /// When this learner last let itself be brought in line, in milliseconds.
     resynchronized_ms: Option<u64>,
+}
+
+/// Whose sync is on its way.
+#[derive(Clone, Copy, Debug)]
+enum Syncing {
+    /// A client's of this server.
+    Session(SessionId),
+    /// An observer's that this follower serves.
+    Observer(LinkId),
 }
 
 /// A request that waits.
@@ -85,6 +95,11 @@ impl Learning {
         self.syncs.clear();
         let asked = waiting.filter_map(|it| it.into_message(now));
         returning.chain(asked).collect()
+    }
+
+    /// A sync of an observer's goes to the leader.
+    pub(crate) fn pass_sync(&mut self, link: LinkId) {
+        self.syncs.push_back(Syncing::Observer(link));
     }
 
     fn push(&mut self, session: SessionId, waiting: Waiting) {
@@ -196,7 +211,7 @@ impl<D: Disk> Core<D> {
         self.forward(new_session_request(session, timeout_ms));
     }
 
-    fn forward(&mut self, request: Bytes) {
+    pub(crate) fn forward(&mut self, request: Bytes) {
         // Without a link the role is about to end, and with it the client's connection.
         if let Some(link) = self.zab.leader_link() {
             self.send(link, Message::Request(request).into());
@@ -235,7 +250,7 @@ impl<D: Disk> Core<D> {
         };
         let is_answered_here = matches!(kind, Kind::Refused(_) | Kind::Closes);
         if op == OpCode::Sync {
-            self.learning.syncs.push_back(session);
+            self.learning.syncs.push_back(Syncing::Session(session));
         }
         let request =
             ForwardedRequest::encode(session, cxid, op.code(), &write.body, &write.identities);
@@ -288,8 +303,13 @@ impl<D: Disk> Core<D> {
 
     /// SYNC came: the oldest sync is done.
     pub(crate) fn sync_done(&mut self) {
-        let Some(session) = self.learning.syncs.pop_front() else {
-            return;
+        let session = match self.learning.syncs.pop_front() {
+            Some(Syncing::Session(session)) => session,
+            Some(Syncing::Observer(link)) => {
+                self.send(link, Message::Sync.into());
+                return;
+            }
+            None => return,
         };
         let zxid = self.head.zxid();
         let Some(queue) = self.learning.waiting.get_mut(&session) else {
@@ -345,6 +365,9 @@ impl<D: Disk> Core<D> {
         let before = wants_before.then(|| Box::new(self.head.clone()));
         let applied = self.head.apply(&header, &txn, &mut self.events);
         self.unpublished = true;
+        if header.op == OpCode::CloseSession {
+            self.traffic.passing.forget_session(header.session);
+        }
         self.stats.applied(header.zxid, self.head.digest());
         if let Some(agree) = digest.and_then(|digest| agrees(&self.head, digest)) {
             self.compare_digests(header.zxid, agree);
@@ -439,10 +462,11 @@ impl<D: Disk> Core<D> {
             session,
             timeout_ms,
         };
+        self.traffic.passing.ask(session, Place::Here);
         self.send(link, Message::Revalidate(question.encode()).into());
     }
 
-    /// The leader's answer.
+    /// The leader's answer to this server's own question.
     pub(crate) fn revalidated(&mut self, answer: Revalidated) {
         let session = answer.session;
         let Some((from, timeout_ms)) = self.learning.returning.remove(&session) else {

@@ -19,6 +19,7 @@ mod local_sessions;
 mod member_tests;
 mod messages;
 mod moving;
+mod observers;
 mod peer_traffic;
 mod proposing;
 mod publication;

@@ -20,6 +20,7 @@ use ringkeeper_zab::{Input, LinkId, LogGeneration, Message, Output, Proposal};
 
 use crate::core::{Core, Record};
 use crate::errand::{Done, Errand};
+use crate::observers::Passing;
 use crate::reconfiguration::configuration_text;
 
 /// How much history is read for a learner at once, in bytes.
@@ -40,8 +41,11 @@ pub(crate) struct PeerTraffic {
     wants_room: BTreeSet<LinkId>,
     /// When the leader was last told which sessions live, in milliseconds.
     told_ms: u64,
-    /// Sessions whose clients have left since, and their time-outs: what they said last counts too.
+    /// Sessions whose clients have left since, and their time-outs: what they said last counts too. And those that
+    /// observers have told of.
     left: Vec<(SessionId, i32)>,
+    /// As follower: between the observers that it serves and the leader.
+    pub(crate) passing: Passing,
 }
 
 /// A tree that comes from the leader.
@@ -67,6 +71,7 @@ impl PeerTraffic {
     pub(crate) fn forget_requests(&mut self) {
         self.forwarded.clear();
         self.left.clear();
+        self.passing = Passing::default();
     }
 }
 
@@ -125,9 +130,14 @@ impl<D: Disk> Core<D> {
         if let Rider::Touches(touches) = &packet.rider
             && let Ok(table) = TouchTable::decode(touches)
         {
-            let now_ms = self.now.monotonic_ms();
-            let touched = table.iter();
-            touched.for_each(|touch| self.sessions.touch(touch.session, now_ms));
+            let (now_ms, touched) = (self.now.monotonic_ms(), table.iter());
+            if self.zab.leader_link().is_some() {
+                // The leader hears of them with the next PING.
+                let touched = touched.map(|touch| (touch.session, touch.timeout_ms));
+                self.traffic.left.extend(touched);
+            } else {
+                touched.for_each(|touch| self.sessions.touch(touch.session, now_ms));
+            }
         }
         // Whoever is leaving for another leader gets no answer, but has heard of the session all the same.
         if let Message::Revalidate(question) = &packet.message
@@ -178,7 +188,7 @@ impl<D: Disk> Core<D> {
         self.zab.peer_at(link).map(|id| id.0)
     }
 
-    fn send_command(&mut self, command: PeerCommand) {
+    pub(crate) fn send_command(&mut self, command: PeerCommand) {
         self.traffic.commands.push(command);
     }
 
@@ -223,25 +233,34 @@ impl<D: Disk> Core<D> {
                 link,
                 from,
                 payload,
-            } => self.take_revalidation(link, from, &payload),
+            } => self.take_revalidation(link, from, payload),
             Output::Forwarded {
                 link,
                 from,
                 request,
-            } => match ForwardedRequest::decode(&request) {
-                Ok(request) => self.traffic.forwarded.push_back((link, request)),
-                Err(error) => {
+            } => {
+                let taken = match self.zab.leader_link() {
+                    Some(_) => self.pass_request(link, request),
+                    None => ForwardedRequest::decode(&request)
+                        .map(|request| self.traffic.forwarded.push_back((link, request))),
+                };
+                if let Err(error) = taken {
                     tracing::warn!(%from, %error, "a forwarded request cannot be read");
                 }
-            },
+            }
             other => unreachable!("{other:?} does not concern other members"),
         }
     }
 
-    fn take_revalidation(&mut self, link: LinkId, from: ServerId, payload: &[u8]) {
-        let result = match self.standing.proposes() {
-            true => Revalidation::decode(payload).map(|question| self.revalidate(link, question)),
-            false => Revalidated::decode(payload).map(|answer| self.revalidated(answer)),
+    fn take_revalidation(&mut self, link: LinkId, from: ServerId, payload: Bytes) {
+        let result = match (self.standing.proposes(), self.zab.leader_link()) {
+            (true, _) => {
+                Revalidation::decode(&payload).map(|question| self.revalidate(link, question))
+            }
+            (false, leader) if leader.is_some_and(|leader| leader != link) => {
+                self.pass_question(link, payload)
+            }
+            _ => Revalidated::decode(&payload).map(|answer| self.take_answer(answer)),
         };
         if let Err(error) = result {
             tracing::warn!(%from, %error, "a question or answer about a session cannot be read");
@@ -281,6 +300,7 @@ impl<D: Disk> Core<D> {
     fn forget_link(&mut self, link: LinkId) {
         self.traffic.history.remove(&link);
         self.traffic.wants_room.remove(&link);
+        self.traffic.passing.forget_link(link);
         if self.traffic.sending.remove(&link).is_some() {
             self.errands.push_back(Errand::StopTree(link));
         }
@@ -299,7 +319,19 @@ impl<D: Disk> Core<D> {
     fn read_history(&mut self, link: LinkId, after: Zxid, through: Zxid) {
         // What is in memory goes at once: while the log is read for a learner more is committed, and under
         // load it would never get to the end.
-        let proposals = self.recent_history(after, through);
+        let mut proposals = self.recent_history(after, through);
+        if !proposals.is_empty() && self.zab.leader_link().is_some() {
+            // Only so much may wait on an observer's link (`observerMaster.sizeLimit`).
+            let mut bytes = 0;
+            let fits = |it: &&Proposal<Bytes>| {
+                bytes += it.payload.len();
+                bytes <= HISTORY_BYTES
+            };
+            let count = proposals.iter().take_while(fits).count();
+            proposals.truncate(count.max(1));
+            self.history_read(link, proposals);
+            return;
+        }
         if !proposals.is_empty() {
             self.input_next(Input::HistoryRead { link, proposals });
             return;

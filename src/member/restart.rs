@@ -62,7 +62,9 @@ pub fn zab_of_member(
         damaged: recovered.holdings.damage.is_some(),
         initialize: was_alone || initialize,
     };
+    let serves_observers = config.observer_master_port.is_some();
     let mut config = Config::member(ServerId(config.id), ensemble, timing);
+    config.serves_observers = serves_observers;
     if settings.config.files.test_counter_max > 0 {
         config.counter_max = settings.config.files.test_counter_max;
     }

@@ -18,6 +18,9 @@ use crate::peer_loop::TICK_MS;
 /// Bytes of a packet beside its transaction or request.
 const PACKET_BYTES_BESIDE: usize = 64 * 1024;
 
+/// What always fits on the way to an observer, beside one packet: a part of the history, and a link that is full.
+const OBSERVER_QUEUE_BYTES_MIN: usize = 4 << 20;
+
 /// Binds the ports for peers.
 ///
 /// # Errors
@@ -26,6 +29,8 @@ pub(crate) fn bind(settings: &Settings, config: &PeersConfig) -> anyhow::Result<
     let tick = Duration::from_millis(settings.config.ensemble.tick_ms.into());
     let members = reconfiguration::peers(&config.membership);
     let text = config.membership.text();
+    let packet_bytes_max = settings.tree.txn_len_max + PACKET_BYTES_BESIDE;
+    let observer_queue_bytes_min = OBSERVER_QUEUE_BYTES_MIN + packet_bytes_max;
     let peers = PeerSettings {
         listen_on_all: config.listen_on_all,
         tell_all_addresses: config.several_addresses,
@@ -34,7 +39,9 @@ pub(crate) fn bind(settings: &Settings, config: &PeersConfig) -> anyhow::Result<
         connect_patience: Duration::from_millis(config.connect_timeout_ms.into()),
         leader_patience: tick * config.connect_limit,
         silence_max: tick * config.init_limit,
-        packet_bytes_max: settings.tree.txn_len_max + PACKET_BYTES_BESIDE,
+        packet_bytes_max,
+        observer_queue_bytes_max: observer_queue_bytes_min
+            .max(config.observer_queue_bytes as usize),
         ..PeerSettings::new(ServerId(config.id), members, text.into())
     };
     BoundPeers::bind(peers)

@@ -22,6 +22,8 @@ pub struct Config {
     pub timing: Timing,
     /// The last counter of an epoch that a member uses; less than [`COUNTER_MAX`] only to see what follows.
     pub counter_max: u32,
+    /// As follower: serve observers that come.
+    pub serves_observers: bool,
 }
 
 /// The last counter of an epoch. ZK: the one after it, all bits set, is never used.
@@ -36,6 +38,7 @@ impl Config {
             ensemble: Ensemble::alone(id),
             timing: Timing::default(),
             counter_max: COUNTER_MAX,
+            serves_observers: false,
         }
     }
 
@@ -47,6 +50,7 @@ impl Config {
             ensemble,
             timing,
             counter_max: COUNTER_MAX,
+            serves_observers: false,
         }
     }
 }
@@ -340,7 +344,7 @@ pub enum Output<P> {
     },
     /// As learner: SYNC came, and all commits before it have been delivered.
     SyncDone,
-    /// A question or an answer about a session, for the caller.
+    /// A question or an answer about a session, for the caller. As follower, a question of an observer's is for the leader.
     Revalidate {
         /// The link.
         link: LinkId,
@@ -349,7 +353,7 @@ pub enum Output<P> {
         /// Its bytes.
         payload: P,
     },
-    /// A learner's request to prepare and propose.
+    /// A learner's request to prepare and propose. As follower: an observer's, to be passed on to the leader.
     Forwarded {
         /// The link.
         link: LinkId,

@@ -33,7 +33,7 @@ use hand_over::HandOver;
 use new_epoch::NewEpoch;
 
 /// How many learners a leader takes: strangers may come too, to be added to the ensemble later.
-const LEARNERS_MAX: usize = 1024;
+pub(crate) const LEARNERS_MAX: usize = 1024;
 
 #[derive(Debug)]
 pub(crate) struct Leader<P> {
@@ -1069,7 +1069,7 @@ impl<P: Clone> Leader<P> {
     }
 }
 
-fn tell_epoch<P>(
+pub(crate) fn tell_epoch<P>(
     link: LinkId,
     progress: &mut Progress,
     epoch: Epoch,

@@ -35,6 +35,9 @@ mod leader;
 mod learner;
 mod log;
 mod message;
+mod observer_master;
+#[cfg(test)]
+mod observer_master_tests;
 mod progress;
 mod quorum;
 mod replica;

@@ -13,6 +13,7 @@ use crate::leader::NoHandOver;
 use crate::learner::Learner;
 use crate::log::LogGeneration;
 use crate::message::{LinkId, Message, Notification, Proposal};
+use crate::observer_master::{Following, ObserverMaster};
 use crate::progress::Introduction;
 use crate::quorum::Ensemble;
 use crate::timer::Moment;
@@ -31,6 +32,8 @@ pub struct Replica<P> {
     /// Links of learners that were told of another leader, until they close them.
     leaving: BTreeSet<LinkId>,
     left_at: Moment,
+    /// As follower: the observers that it serves.
+    observers: ObserverMaster<P>,
 }
 
 #[derive(Debug)]
@@ -63,6 +66,7 @@ impl<P: Clone> Replica<P> {
             vote: None,
             leaving: BTreeSet::new(),
             left_at: Moment(0),
+            observers: ObserverMaster::new(),
         }
     }
 
@@ -79,6 +83,7 @@ impl<P: Clone> Replica<P> {
             self.core.oracle_grants = grants;
         }
         self.heed_oracle();
+        let from = outputs.len();
         let result = match input {
             Input::Tick => self.tick(outputs),
             Input::Received { link, message } => self.received(link, message, outputs),
@@ -96,6 +101,15 @@ impl<P: Clone> Replica<P> {
             Some((leader, round)) => self.succeed(leader, round, outputs),
             None if over => self.look(outputs),
             None => {}
+        }
+        if self.core.config.serves_observers {
+            let following = match &self.phase {
+                Phase::Learning(learner) if !learner.is_observer() => learner
+                    .serving_epoch()
+                    .map_or(Following::NotYet, Following::In),
+                _ => Following::No,
+            };
+            self.observers.attend(&self.core, following, from, outputs);
         }
         result
     }
@@ -179,6 +193,15 @@ impl<P: Clone> Replica<P> {
             (Input::HistoryGone { link }, Phase::Leading(leader)) => {
                 leader.history_gone(link, outputs);
             }
+            (Input::SnapshotSent { link, zxid }, Phase::Learning(_)) => {
+                self.observers.snapshot_sent(core, link, zxid, outputs);
+            }
+            (Input::HistoryRead { link, proposals }, Phase::Learning(_)) => {
+                self.observers.history_read(core, link, proposals, outputs);
+            }
+            (Input::HistoryGone { link }, Phase::Learning(_)) => {
+                self.observers.history_gone(link, outputs);
+            }
             (Input::HistoryPurged { through }, _) => core.log.purge(through.min(core.delivered)),
             (Input::Notified { from, notification }, _) => {
                 self.notified(from, notification, outputs);
@@ -194,7 +217,7 @@ impl<P: Clone> Replica<P> {
                 learner.connect_failed(leader);
             }
             (Input::Disconnected { link }, phase) => match phase {
-                _ if self.leaving.remove(&link) => {}
+                _ if self.leaving.remove(&link) || self.observers.disconnected(link) => {}
                 Phase::Leading(leader) => leader.disconnected(link, outputs),
                 Phase::Learning(learner) => learner.disconnected(link),
                 Phase::Looking(looking) => looking.early.retain(|(early, _)| *early != link),
@@ -246,7 +269,10 @@ impl<P: Clone> Replica<P> {
                 self.settle(elected, outputs);
             }
             (Phase::Leading(leader), _) => return leader.tick(&mut self.core, outputs),
-            (Phase::Learning(learner), _) => learner.tick(&self.core),
+            (Phase::Learning(learner), _) => {
+                learner.tick(&self.core);
+                self.observers.tick(&self.core, outputs);
+            }
         }
         Ok(())
     }
@@ -339,9 +365,16 @@ impl<P: Clone> Replica<P> {
         self.round = round;
         self.vote = Some(vote);
         if vote.leader != core.id() {
-            let links = looking.early.into_iter();
-            outputs.extend(links.map(|(link, _)| Output::Close { link }));
-            self.phase = Phase::Learning(Learner::connect(core, elected, outputs));
+            let learner = Learner::connect(core, elected, outputs);
+            for (link, introduction) in looking.early {
+                if core.config.serves_observers && !learner.is_observer() {
+                    // A refused one is closed; that it came early changes nothing.
+                    let _ = self.observers.introduced(core, link, introduction, outputs);
+                } else {
+                    outputs.push(Output::Close { link });
+                }
+            }
+            self.phase = Phase::Learning(learner);
             return;
         }
         let mut leader = Leader::elected(core, outputs);
@@ -449,13 +482,30 @@ impl<P: Clone> Replica<P> {
                     return leader.introduced(core, link, introduction, outputs);
                 }
                 Phase::Looking(looking) => looking.introduced(link, introduction, outputs),
+                Phase::Learning(learner)
+                    if core.config.serves_observers
+                        && !learner.is_observer()
+                        && !self.observers.has(link) =>
+                {
+                    return self.observers.introduced(core, link, introduction, outputs);
+                }
                 _ => outputs.push(Output::Close { link }),
             }
             return Ok(());
         }
         match &mut self.phase {
             Phase::Leading(leader) => leader.received(core, link, message, outputs),
-            Phase::Learning(learner) => learner.received(core, link, message, outputs),
+            Phase::Learning(_) if self.observers.has(link) => {
+                self.observers.received(core, link, message, outputs)
+            }
+            Phase::Learning(learner) => {
+                if let (Message::CommitAndActivate { zxid, leader }, true) =
+                    (&message, core.config.serves_observers)
+                {
+                    self.observers.note_activation(*zxid, *leader);
+                }
+                learner.received(core, link, message, outputs)
+            }
             Phase::New | Phase::Looking(_) => {
                 // Late: the link was closed when the role ended.
                 outputs.push(Output::Close { link });
@@ -540,16 +590,18 @@ impl<P: Clone> Replica<P> {
     pub fn peer_at(&self, link: LinkId) -> Option<ServerId> {
         match &self.phase {
             Phase::Leading(leader) => leader.learner_at(link),
-            Phase::Learning(learner) => (learner.link() == Some(link)).then_some(learner.leader()),
+            Phase::Learning(learner) if learner.link() == Some(link) => Some(learner.leader()),
+            Phase::Learning(_) => self.observers.observer_at(link),
             _ => None,
         }
     }
 
-    /// As leader: the learners, each with whether it only observes and whether it is synchronized.
+    /// As leader: the learners, each with whether it only observes and whether it is synchronized. As follower: the
+    /// observers that it serves.
     pub fn learners(&self) -> Vec<(ServerId, bool, bool)> {
         match &self.phase {
             Phase::Leading(leader) => leader.learners().collect(),
-            _ => Vec::new(),
+            _ => self.observers.observers().collect(),
         }
     }
 

@@ -529,11 +529,23 @@ mod members {
     }
 
     #[test]
-    fn what_members_do_not_have_yet_is_a_warning() {
-        let loaded = member("1", &format!("{THREE}\nobserverMasterPort=7")).unwrap();
-        let notice = &loaded.notices[0];
-        assert_eq!(notice.weight, Weight::Warning);
-        assert!(notice.to_string().contains("not there yet"), "{notice}");
+    fn followers_serve_observers_where_the_file_says() {
+        let limit = "zookeeper.observerMaster.sizeLimit";
+        for (text, port, bytes) in [
+            ("observerMasterPort=7".to_owned(), Some(7), 32 << 20),
+            (format!("observerMasterPort=7\n{limit}=9"), Some(7), 9),
+            (format!("observerMasterPort=0\n{limit}=0"), None, 32 << 20),
+        ] {
+            let loaded = member("1", &format!("{THREE}\n{text}")).unwrap();
+            assert_eq!(loaded.notices, [], "{text}");
+            let peers = loaded.config.peers.unwrap();
+            let found = (peers.observer_master_port, peers.observer_queue_bytes);
+            assert_eq!(found, (port, bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_observer_that_the_server_lines_let_vote_is_told() {
         let loaded = member("1", &format!("{THREE}\npeerType=observer")).unwrap();
         assert!(loaded.notices[0].to_string().contains("which counts"));
     }

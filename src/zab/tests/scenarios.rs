@@ -6,6 +6,7 @@
 //! oracle 1 [grants=1]       the oracle tells server 1 to go on alone, or not to
 //! ensemble 3 [observers=1]  three voters, and observers after them; all are down
 //!   [counters=2]            an epoch has so many counters
+//!   [masters=1]             followers serve observers, which go to the first of them
 //! start 1 2 3               start servers
 //! settle [hold=2]           everything happens but time; the disks of the held do nothing
 //! tick 10                   ten ticks, settling after each
@@ -139,6 +140,9 @@ impl Scenario {
             if option("oracle").is_some() {
                 cluster.config = cluster.config.with_oracle();
                 cluster.has_oracle = true;
+            }
+            if option("masters").is_some() {
+                cluster.masters = Some(0);
             }
             if let Some(counters) = option("counters") {
                 cluster.counter_max = u32::try_from(counters).expect("a counter");

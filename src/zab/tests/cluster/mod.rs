@@ -62,6 +62,9 @@ pub(crate) struct Cluster {
     pub(crate) timing: Timing,
     /// One of two servers may decide alone.
     pub(crate) has_oracle: bool,
+    /// Followers serve observers, and these go to one of them: to the first that can be reached, or after so many
+    /// others.
+    pub(crate) masters: Option<usize>,
     pub(crate) nodes: BTreeMap<ServerId, Node>,
     pub(crate) links: BTreeMap<LinkId, Link>,
     /// Notifications under way, by sender and receiver.
@@ -92,6 +95,7 @@ impl Cluster {
             config,
             timing,
             has_oracle: false,
+            masters: None,
             nodes,
             links: BTreeMap::new(),
             notifications: BTreeMap::new(),
@@ -138,6 +142,7 @@ impl Cluster {
     pub(crate) fn start(&mut self, id: ServerId) {
         let mut config = Config::member(id, self.config.clone(), self.timing);
         config.counter_max = self.counter_max;
+        config.serves_observers = self.masters.is_some();
         let node = self.node(id);
         if node.replica.is_some() {
             return;
@@ -366,7 +371,8 @@ impl Cluster {
         let Some(leader) = self.node(id).connecting.take() else {
             return false;
         };
-        if !self.nodes.contains_key(&leader) || !self.is_up(leader) || self.are_parted(id, leader) {
+        let server = self.master_of(id, leader);
+        if !self.nodes.contains_key(&server) || !self.is_up(server) || self.are_parted(id, server) {
             self.step(id, Input::ConnectFailed { leader });
             return true;
         }
@@ -376,7 +382,7 @@ impl Cluster {
             link,
             Link {
                 learner: id,
-                leader,
+                leader: server,
                 to_leader: VecDeque::new(),
                 to_learner: VecDeque::new(),
                 learner_open: true,
@@ -386,6 +392,21 @@ impl Cluster {
         );
         self.step(id, Input::Connected { leader, link });
         true
+    }
+
+    /// Where an observer that has found `leader` goes.
+    fn master_of(&self, id: ServerId, leader: ServerId) -> ServerId {
+        let (true, Some(first)) = (self.config.observers().contains(&id), self.masters) else {
+            return leader;
+        };
+        let voters = self.config.voters().iter().copied();
+        let masters: Vec<_> = voters
+            .filter(|it| *it != leader && self.is_up(*it) && !self.are_parted(id, *it))
+            .collect();
+        match masters.len() {
+            0 => leader,
+            count => masters[first % count],
+        }
     }
 
     // What happens on the disks.
@@ -603,6 +624,16 @@ impl Cluster {
         };
         if found.broken {
             return;
+        }
+        if found.leader == from && matches!(self.nodes[&from].role, Role::Following { .. }) {
+            let what = match &frame {
+                Frame::Packet(Message::Diff { .. }) => "DIFF by a follower",
+                Frame::Packet(Message::Trunc { .. }) => "TRUNC by a follower",
+                Frame::Packet(Message::Inform(_)) => "INFORM by a follower",
+                Frame::Packet(_) => "packet by a follower",
+                Frame::Snapshot { .. } => "SNAP by a follower",
+            };
+            *self.stats.entry(what).or_default() += 1;
         }
         if found.learner == from && found.leader_open {
             found.to_leader.push_back(frame);
