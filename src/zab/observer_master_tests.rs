@@ -293,3 +293,147 @@ fn who_votes_is_not_served_and_who_comes_early_waits() {
     let told = send(Message::LeaderInfo { epoch, extended });
     assert_eq!(follower.attend(vec![]), [told]);
 }
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound.max(1)
+    }
+}
+
+/// A follower's history, what of it is delivered, and an observer's log, as elections leave them behind.
+struct Case {
+    log: Vec<Zxid>,
+    base: usize,
+    delivered: usize,
+    theirs: Vec<Zxid>,
+    /// How much of it is the follower's history too.
+    common: usize,
+}
+
+impl Case {
+    fn random(random: &mut Random) -> Self {
+        let mut log = Vec::new();
+        let mut begin = 0;
+        for epoch in [2, 3, 5, 6] {
+            begin = log.len();
+            let count = u32::try_from(random.below(5)).unwrap();
+            log.extend((1..=count).map(|counter| zxid(epoch, counter)));
+        }
+        let len = log.len() as u64;
+        let at = |value| usize::try_from(value).unwrap();
+        let delivered = begin + at(random.below(len - begin as u64 + 1));
+        let mut common = at(random.below(len + 1));
+        let mut theirs = log[..common].to_vec();
+        let lost = match random.below(4) {
+            // The end of an epoch, which a leader had that was never established.
+            0 if common <= begin => theirs.last().and_then(|last| last.next()),
+            // All of an epoch; its leader had all that comes before it.
+            1 => {
+                common = log.iter().filter(|it| it.epoch() < Epoch(4)).count();
+                theirs = log[..common].to_vec();
+                Some(zxid(4, 1))
+            }
+            _ => None,
+        };
+        theirs.extend(lost.filter(|lost| log.get(common) != Some(lost)));
+        Self {
+            base: at(random.below(delivered as u64 + 1)),
+            log,
+            delivered,
+            theirs,
+            common,
+        }
+    }
+}
+
+/// An observer carries out what it is sent, and in the end has what is delivered, whatever it had. What is common is
+/// kept, unless the follower's log does not reach back to it.
+#[test]
+fn every_observer_ends_with_what_is_delivered() {
+    let mut seen = [0_u32; 4];
+    for seed in 0..20_000 {
+        let Case {
+            log,
+            base,
+            delivered,
+            mut theirs,
+            common,
+        } = Case::random(&mut Random(seed));
+        let at = |count: usize| count.checked_sub(1).map_or(Zxid::ZERO, |at| log[at]);
+        let mut follower = Follower::new(6, at(base), &log[base..], at(delivered));
+        let last = theirs.last().copied().unwrap_or(Zxid::ZERO);
+        let (mut outputs, result) = follower.come(Some(last));
+        result.unwrap();
+        if outputs.is_empty() {
+            assert!(
+                common > delivered && theirs == log[..common],
+                "seed {seed}: waits"
+            );
+            follower.core.delivered = last;
+            outputs = follower.attend(vec![Output::Commit { through: last }]);
+            outputs.remove(0);
+            seen[3] += 1;
+        }
+        let through = follower.core.delivered;
+        let expect: Vec<_> = log.iter().copied().filter(|it| *it <= through).collect();
+        let mut is_live = false;
+        while !outputs.is_empty() {
+            let mut next = Vec::new();
+            for output in outputs {
+                match output {
+                    Output::Send { message, .. } => match message {
+                        Message::Diff { .. } => {
+                            seen[0] += 1;
+                            assert!(expect.starts_with(&theirs), "seed {seed}: DIFF");
+                        }
+                        Message::Trunc { zxid } => {
+                            seen[1] += 1;
+                            theirs.retain(|it| *it <= zxid);
+                            assert_eq!(
+                                theirs,
+                                log[..common.min(expect.len())],
+                                "seed {seed}: TRUNC"
+                            );
+                        }
+                        Message::Proposal(proposal) => theirs.push(proposal.zxid),
+                        Message::Commit { zxid } => assert_eq!(theirs.last(), Some(&zxid)),
+                        Message::NewLeader { .. } => is_live = true,
+                        other => panic!("seed {seed}: {other:?}"),
+                    },
+                    Output::SendSnapshot { through, .. } => {
+                        seen[2] += 1;
+                        theirs.clone_from(&expect);
+                        let core = &follower.core;
+                        follower
+                            .master
+                            .snapshot_sent(core, LINK, through, &mut next);
+                    }
+                    Output::ReadHistory { after, through, .. } => {
+                        assert!(
+                            after >= at(base),
+                            "seed {seed}: the log does not reach back"
+                        );
+                        let missing = log.iter().filter(|it| **it > after && **it <= through);
+                        let some = missing.take(2).map(|it| proposal(*it)).collect();
+                        let core = &follower.core;
+                        follower.master.history_read(core, LINK, some, &mut next);
+                    }
+                    other => panic!("seed {seed}: {other:?}"),
+                }
+            }
+            outputs = next;
+        }
+        assert!(is_live, "seed {seed}");
+        assert_eq!(theirs, expect, "seed {seed}");
+    }
+    assert!(
+        seen.iter().all(|count| *count > 300),
+        "DIFF, TRUNC, SNAP, waits: {seen:?}"
+    );
+}

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
+use ringkeeper_member::Standing;
 use ringkeeper_peers::{Packet, PeerCommand, PeerEvent, Rider};
 use ringkeeper_proto::election::Ballot;
 use ringkeeper_proto::quorum::{Revalidation, TouchTable};
@@ -243,6 +244,8 @@ impl World {
             }
             // Every member knows every other one from the start.
             PeerCommand::Configure { .. } => {}
+            // Who leads is passed over, see `master_of`.
+            PeerCommand::ServeObservers { .. } => {}
             PeerCommand::Send { link, packet } => {
                 self.note_packet(member, link, &packet);
                 self.put(link.0, member, Item::Packet(Box::new(packet)));
@@ -566,9 +569,16 @@ impl World {
             return;
         }
         let id = ServerId(leader as u64);
-        let passes = self.network.passes_both_ways(member, leader);
-        if passes && self.is_up(leader) {
-            let link = self.new_link(false, member, leader);
+        let server = self.master_of(member, leader).unwrap_or(leader);
+        let passes = self.network.passes_both_ways(member, server);
+        if passes && self.is_up(server) {
+            if member > self.plan.voters {
+                self.counts.add(match server == leader {
+                    true => "observer goes to the leader",
+                    false => "observer goes to a follower",
+                });
+            }
+            let link = self.new_link(false, member, server);
             let link = LinkId(link);
             self.tell(member, PeerEvent::Connected { leader: id, link });
             return;
@@ -587,6 +597,19 @@ impl World {
             ..connect
         };
         self.schedule(self.now + wait, Event::Connect(next));
+    }
+
+    /// The follower that an observer goes to. One that leads takes none on that port.
+    fn master_of(&mut self, member: usize, leader: usize) -> Option<usize> {
+        if member <= self.plan.voters || !self.plan.masters {
+            return None;
+        }
+        let masters: Vec<usize> = (1..=self.plan.voters)
+            .filter(|it| *it != leader && self.is_up(*it))
+            .filter(|it| self.network.passes_both_ways(member, *it))
+            .filter(|it| !self.members[*it].standing().is_some_and(Standing::proposes))
+            .collect();
+        (!masters.is_empty()).then(|| self.network.random.pick(&masters))
     }
 }
 

@@ -13,7 +13,11 @@ const SECOND: u64 = 1_000_000;
 /// The parameters of a run. Times in microseconds of virtual time unless they say otherwise.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
+    /// All members; the first ones vote, the others observe.
     pub(crate) servers: usize,
+    pub(crate) voters: usize,
+    /// Observers go to followers (`observerMasterPort`), as long as there are any.
+    pub(crate) masters: bool,
     /// `tickTime`.
     pub(crate) tick_ms: u64,
     pub(crate) init_limit: u64,
@@ -46,8 +50,13 @@ impl Plan {
     pub(crate) fn of(seed: u64) -> Self {
         let mut random = Random::stream(seed, "plan");
         let tick_ms = random.pick(&[200, 500, 1000, 2000]);
+        let voters = random.pick(&[3, 3, 5]);
+        // A stream of its own: it shifts nothing of a run without observers.
+        let mut observers = Random::stream(seed, "observers");
         Self {
-            servers: random.pick(&[3, 3, 5]),
+            servers: voters + observers.pick(&[0, 0, 0, 0, 1, 2]),
+            voters,
+            masters: observers.chance(800),
             tick_ms,
             init_limit: random.between(5, 10),
             sync_limit: random.between(2, 5),
@@ -77,7 +86,11 @@ impl Plan {
             self.tick_ms, self.init_limit, self.sync_limit, self.counter_max, self.limping_ms
         );
         for id in 1..=self.servers {
-            text.push_str(&format!("server.{id}=n{id}:2888:3888\n"));
+            let role = if id > self.voters { ":observer" } else { "" };
+            text.push_str(&format!("server.{id}=n{id}:2888:3888{role}\n"));
+        }
+        if self.masters {
+            text.push_str("observerMasterPort=2889\n");
         }
         let raw = RawConfig::parse("sim", text.as_bytes()).expect("the text is well-formed");
         let beside = Beside {
