@@ -82,6 +82,9 @@ pub struct Plan {
     pub absent: BTreeSet<u64>,
     /// Members reach each other through a [`Network`] that can fail.
     pub proxied: bool,
+    /// Each member has an address of loopback's for itself, member `n` 127.0.0.`n`, as each has a machine in earnest:
+    /// `observerMasterPort` is one port of all.
+    pub own_addresses: bool,
 }
 
 impl Plan {
@@ -93,6 +96,7 @@ impl Plan {
             settings: Vec::new(),
             absent: BTreeSet::new(),
             proxied: false,
+            own_addresses: false,
         }
     }
 }
@@ -158,7 +162,8 @@ impl Ensemble {
             for (at, ports) in ports.iter().enumerate() {
                 let to = at as u64 + 1;
                 let proxied = network.as_ref().and_then(|it| it.ports(id, to));
-                let line = server_line(proxied.unwrap_or(*ports));
+                let host = if plan.own_addresses { to } else { 1 };
+                let line = server_line(host, proxied.unwrap_or(*ports));
                 launch.set(&format!("server.{to}"), &line);
             }
             let dir = dir.join(format!("member-{id}"));
@@ -290,6 +295,19 @@ impl Ensemble {
         u64::from_str_radix(zxid.trim(), 16).ok().map(Zxid)
     }
 
+    /// A metric of a member (`mntr`), without its prefix.
+    ///
+    /// # Errors
+    /// When the member does not answer, or has no such metric.
+    pub fn metric(&self, id: u64, name: &str) -> Result<u64> {
+        let text = four_letter_word(self.address(id)?, "mntr")?;
+        let value = text.lines().find_map(|line| {
+            let (key, value) = line.strip_prefix("zk_")?.split_once('\t')?;
+            (key == name).then(|| value.trim().parse())
+        });
+        Ok(value.with_context(|| format!("member {id} has no {name}"))??)
+    }
+
     /// The member that leads.
     pub fn leader(&self) -> Option<u64> {
         let mut ids = self.running().into_iter();
@@ -387,9 +405,9 @@ impl Ensemble {
     }
 }
 
-/// The value of a `server.N` line.
-fn server_line(ports: PeerPorts) -> String {
-    let mut line = format!("127.0.0.1:{}:{}", ports.quorum, ports.election);
+/// The value of a `server.N` line, at 127.0.0.`host`.
+fn server_line(host: u64, ports: PeerPorts) -> String {
+    let mut line = format!("127.0.0.{host}:{}:{}", ports.quorum, ports.election);
     if !ports.votes {
         let _ = line.write_str(":observer");
     }

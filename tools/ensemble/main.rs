@@ -61,6 +61,9 @@ struct Options {
     /// A line for every zoo.cfg (key=value); may be repeated
     #[arg(long = "set", global = true)]
     settings: Vec<String>,
+    /// Each member at an address of its own, 127.0.0.N, as `observerMasterPort` needs it; not with --network
+    #[arg(long, global = true)]
+    own_addresses: bool,
     /// Where data lies; kept. Default: a temporary directory, kept only when something is wrong
     #[arg(long, global = true)]
     dir: Option<PathBuf>,
@@ -147,6 +150,7 @@ fn run(options: &Options) -> Result<()> {
         settings,
         absent: BTreeSet::new(),
         proxied: options.network || chooses_leaders,
+        own_addresses: options.own_addresses,
     };
     let mut ensemble = Ensemble::new(&plan, &dir)?;
     if matches!(options.trouble, Some(Trouble::Rollover { .. })) {

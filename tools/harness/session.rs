@@ -231,6 +231,20 @@ impl Session {
         }
     }
 
+    /// The bytes of the next watch event: its type, the session's state, and the path. Replies are passed over.
+    ///
+    /// # Errors
+    /// As [`Session::receive`].
+    pub fn receive_event(&mut self) -> Result<Vec<u8>> {
+        loop {
+            let frame = self.frame()?;
+            let mut reader = Reader::new(&frame);
+            if ReplyHeader::decode(&mut reader)?.xid == Xid::NOTIFICATION {
+                return Ok(reader.rest().to_vec());
+            }
+        }
+    }
+
     /// Sends a request and waits for its reply.
     ///
     /// # Errors
