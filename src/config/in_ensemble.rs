@@ -96,7 +96,7 @@ pub(crate) const KEYS: &[Key] = &[
         "observerMasterPort",
         Owner::File,
         "0",
-        "Where followers serve observers, the same port at all: a voter listens there, an observer tries them before the leader",
+        "Where followers serve observers, one port for all: a voter listens there, an observer tries them before the leader",
         |draft, value| {
             draft.peers.observer_master_port = u16::try_from(value).ok().filter(|port| *port > 0);
         },

@@ -19,6 +19,8 @@ mod local_sessions;
 mod member_tests;
 mod messages;
 mod moving;
+#[cfg(test)]
+mod observer_tests;
 mod observers;
 mod peer_traffic;
 mod proposing;

@@ -31,14 +31,14 @@ const TICK_MS: u64 = 10;
 /// `tickTime`; an election makes a server read-only after 2000.
 const CONFIG: &str = "dataDir=/data\nclientPort=1\ntickTime=500\ninitLimit=10\nsyncLimit=5\n";
 
-const THREE: &str = "server.1=a:1:2\nserver.2=b:1:2\nserver.3=c:1:2\n";
+pub(crate) const THREE: &str = "server.1=a:1:2\nserver.2=b:1:2\nserver.3=c:1:2\n";
 
 const LOCAL: &str = "localSessionsEnabled=true\n";
 
 /// The core of server 1 and the place of a shard in its chain.
-struct Member {
+pub(crate) struct Member {
     disk: SimDisk,
-    core: Core<SimDisk>,
+    pub(crate) core: Core<SimDisk>,
     cursor: Cursor<Publication>,
     now: Now,
     clients: u32,
@@ -46,6 +46,11 @@ struct Member {
 
 impl Member {
     fn new(config: &str) -> Self {
+        Self::with(config, false)
+    }
+
+    /// With `initialize` a blank disk has lost nothing.
+    pub(crate) fn with(config: &str, initialize: bool) -> Self {
         let disk = SimDisk::new(7);
         let opening = {
             let disk = disk.clone();
@@ -80,7 +85,7 @@ impl Member {
             tail: Vec::new(),
         };
         let peers = settings.config.peers.clone().expect("it is a member");
-        let zab = zab_of_member(&settings, &peers, &recovered, &data, false, TICK_MS);
+        let zab = zab_of_member(&settings, &peers, &recovered, &data, initialize, TICK_MS);
         let mut chain = Chain::new();
         let cursor = chain.cursor();
         let core = Core::new(CoreParts {
@@ -104,7 +109,7 @@ impl Member {
         }
     }
 
-    fn turn(&mut self) {
+    pub(crate) fn turn(&mut self) {
         loop {
             if let Some(errand) = self.core.next_errand() {
                 if let crate::Errand::Run(work) = errand {
@@ -132,16 +137,16 @@ impl Member {
         }
     }
 
-    fn hear(&mut self, message: ClientMessage) {
+    pub(crate) fn hear(&mut self, message: ClientMessage) {
         self.core.hear(message);
         self.turn();
     }
 
-    fn notices(&mut self) -> Vec<ClientNotice> {
+    pub(crate) fn notices(&mut self) -> Vec<ClientNotice> {
         self.core.notices().collect()
     }
 
-    fn client(&mut self) -> ClientKey {
+    pub(crate) fn client(&mut self) -> ClientKey {
         self.clients += 1;
         ClientKey {
             shard: 0,
@@ -164,7 +169,7 @@ impl Member {
     }
 
     /// What comes of asking for something.
-    fn ask(
+    pub(crate) fn ask(
         &mut self,
         (from, session): (ClientKey, SessionId),
         op: OpCode,
@@ -193,7 +198,7 @@ impl Member {
     }
 
     /// Servers 2 and 3 say that 2 leads.
-    fn hear_of_a_leader(&mut self) {
+    pub(crate) fn hear_of_a_leader(&mut self) {
         let vote = Vote {
             peer_epoch: Epoch(1),
             zxid: Zxid(1),

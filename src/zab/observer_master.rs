@@ -79,6 +79,11 @@ impl<P: Clone> ObserverMaster<P> {
         from: usize,
         outputs: &mut Vec<Output<P>>,
     ) {
+        if following == Following::No && self.epoch.is_none() && self.observers.is_empty() {
+            self.pending.clear();
+            self.activations.clear();
+            return;
+        }
         for output in outputs.split_off(from) {
             let mut delivered = None;
             match &output {
@@ -128,10 +133,12 @@ impl<P: Clone> ObserverMaster<P> {
             // The leader has begun another epoch, and this server is about to.
             self.close_all(outputs);
         }
-        while let Some(proposal) = self.pending.pop_front_if(|it| it.zxid <= through) {
+        while self.pending.front().is_some_and(|it| it.zxid <= through)
+            && let Some(proposal) = self.pending.pop_front()
+        {
             let zxid = proposal.zxid;
-            while self.activations.pop_front_if(|it| it.0 < zxid).is_some() {}
-            let activation = self.activations.pop_front_if(|it| it.0 == zxid);
+            self.activations.retain(|it| it.0 >= zxid);
+            let activation = self.activations.front().filter(|it| it.0 == zxid).copied();
             for (link, progress) in &mut self.observers {
                 if progress.is_live() && follows(zxid, progress.sent) {
                     progress.sent = zxid;

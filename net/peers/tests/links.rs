@@ -373,31 +373,71 @@ fn a_leader_that_is_not_there_is_told() {
     });
 }
 
+/// Three servers at addresses of their own; the last one is an observer.
+fn settings_with_observer() -> PeerSettings {
+    let mut settings = settings(3);
+    for (id, member) in &mut settings.members {
+        member.votes = id.0 < 3;
+        member.addresses[0].host = format!("127.0.0.{}", id.0);
+    }
+    let free = TcpListener::bind("127.0.0.2:0").unwrap();
+    settings.observer_master_port = Some(free.local_addr().unwrap().port());
+    settings
+}
+
 #[test]
 fn an_observer_learns_from_a_follower_and_from_the_leader_when_there_is_none() {
     on_executor(async {
-        let master = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut settings = settings(3);
-        settings.observer_master_port = Some(master.local_addr().unwrap().port());
-        settings.members.get_mut(&ServerId(3)).unwrap().votes = false;
+        let settings = settings_with_observer();
         let mut leader = Server::start(&settings, 1);
-        let mut observer = Server::start(&settings, 3);
-        observer.connect(leader.id).await;
-        // It is in the queue already.
-        master.set_nonblocking(true).unwrap();
-        master.accept().unwrap();
-        // A voter goes to the leader.
         let mut follower = Server::start(&settings, 2);
+        let mut observer = Server::start(&settings, 3);
+        let link = observer.connect(leader.id).await;
+        observer.send(link, Message::UpToDate);
+        observer.links.flush();
+        follower.received().await;
+        // A voter goes to the leader.
         let link = follower.connect(leader.id).await;
         follower.send(link, Message::UpToDate);
         follower.links.flush();
         leader.received().await;
-        assert!(master.accept().is_err());
+        // The follower does not serve observers any more.
+        let closed = PeerCommand::ServeObservers { open: false };
+        follower.links.carry_out(closed);
+        let link = observer.connect(leader.id).await;
+        observer.disconnected(link).await;
 
-        drop(master);
+        follower.links.stop();
         let link = observer.connect(leader.id).await;
         observer.send(link, Message::UpToDate);
         observer.links.flush();
         leader.received().await;
+    });
+}
+
+#[test]
+fn an_observer_that_does_not_read_is_dropped_sooner_than_a_follower() {
+    on_executor(async {
+        let settings = PeerSettings {
+            observer_queue_bytes_max: 3_000_000,
+            queue_bytes_max: 1_000_000_000,
+            ..settings_with_observer()
+        };
+        let leader = Server::start(&settings, 1);
+        let mut follower = Server::start(&settings, 2);
+        let mut observer = Server::start(&settings, 3);
+        let link = observer.connect(leader.id).await;
+        observer.send(link, Message::Ack { zxid: Zxid(1) });
+        observer.links.flush();
+        let (theirs, _) = follower.received().await;
+        follower.send(theirs, Message::Snap { zxid: Zxid(5) });
+        // Nobody asks for the stream: the queue fills up.
+        let bytes = Bytes::from(vec![0; 1_000_000]);
+        for _ in 0..40 {
+            let (link, bytes) = (theirs, bytes.clone());
+            let command = PeerCommand::SendStream { link, bytes };
+            follower.links.carry_out(command);
+        }
+        follower.disconnected(theirs).await;
     });
 }
