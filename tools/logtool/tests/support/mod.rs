@@ -35,7 +35,8 @@ pub(crate) fn small() -> LogOptions {
 /// Opens the store in `dir`, which nobody else has for long.
 fn open_store(dir: &Path, options: &LogOptions) -> Opened<StdDisk> {
     loop {
-        let open = Store::open(StdDisk::new(), &Dirs::single(dir), options.clone());
+        let dirs = Dirs::single(dir);
+        let open = Store::open(StdDisk::new(), &dirs, options.clone());
         match block_on(open) {
             // A child of another test's holds a copy of every lock from its fork to its exec.
             Err(OpenError::Locked(_)) => std::thread::yield_now(),
