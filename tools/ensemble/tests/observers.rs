@@ -167,3 +167,45 @@ fn observers_live_on_other_followers_when_theirs_is_killed() {
     assert_eq!(found.members, everywhere.len());
     assert!(found.steps >= 300, "{found:?}");
 }
+
+/// A reconfiguration that is committed while an observer sits at a follower reaches it there: it leaves that, and votes.
+#[test]
+fn an_observer_at_a_follower_becomes_a_voter() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = Plan::alike(&ringkeeper(), 3);
+    plan.observers = vec![ringkeeper()];
+    plan.own_addresses = true;
+    let port = free_port().unwrap();
+    plan.settings = vec![
+        format!("observerMasterPort={port}"),
+        "reconfigEnabled=true".to_owned(),
+        "skipACL=yes".to_owned(),
+    ];
+    let mut ensemble = Ensemble::new(&plan, dir.path()).unwrap();
+    ensemble.start(PATIENCE).unwrap();
+    wait_until_served(&ensemble, 1);
+
+    let observer = ensemble.address(4).unwrap();
+    let mut session = Session::open(observer, SESSION_MS).unwrap();
+    let ports = ensemble.ports()[3];
+    let joining = format!(
+        "server.4=127.0.0.4:{}:{}:participant;{observer}",
+        ports.quorum, ports.election
+    );
+    session.send(&Request::Reconfig {
+        joining: Some(&joining),
+        leaving: None,
+        new_members: None,
+        config_id: -1,
+    });
+    session.flush().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while ensemble.role(4) != Some(Role::Follower) {
+        assert!(Instant::now() < deadline, "{:?}", ensemble.role(4));
+        thread::sleep(LOOK_PAUSE);
+    }
+    let served = wait_until_served(&ensemble, 0);
+    assert!(served.len() >= 3, "{served:?}");
+    let leader = ensemble.leader().unwrap();
+    assert_eq!(ensemble.metric(leader, "synced_followers").unwrap(), 3);
+}
