@@ -126,20 +126,15 @@ fn await_learner(ensemble: &Ensemble, leader: u64, id: u64, seen: usize) -> Resu
     tap.wait_for_synchronized((leader, id), seen, PATIENCE)
 }
 
+/// A log with a hole is hidden, and nothing but a snapshot helps. (Hiding more than that costs time and is safe.)
 fn judge(one: Synchronized, place: Place) -> Result<()> {
-    if place == Place::Middle {
-        ensure!(
-            one.by == By::Snap,
-            "member {} has a hole in its log, and was synchronized by {:?}",
-            one.learner,
-            one.by
-        );
-    } else {
-        ensure!(
-            one.from != HIDDEN,
-            "member {} hides a log whose last write alone is torn",
-            one.learner
-        );
-    }
+    let is_hidden = place == Place::Middle || one.from == HIDDEN;
+    ensure!(
+        !is_hidden || one.by == By::Snap && one.from == HIDDEN,
+        "the log of member {} has a hole; it showed {}, and was synchronized by {:?}",
+        one.learner,
+        one.from,
+        one.by
+    );
     Ok(())
 }

@@ -110,7 +110,7 @@ pub fn provoke(
 
 /// The leader begins `times` epochs and leads on, and everybody stays with it.
 fn in_place(
-    ensemble: &mut Ensemble,
+    ensemble: &Ensemble,
     load: &Load,
     leader: u64,
     times: u32,
