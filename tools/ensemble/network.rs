@@ -341,13 +341,14 @@ mod tests {
         network.hold(1, 2);
         let port = network.ports(1, 2).unwrap().election;
         let mut near = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-        near.write_all(b"x").unwrap();
+        let greeting = 1_i64.to_be_bytes();
+        near.write_all(&greeting).unwrap();
         listener.set_nonblocking(true).unwrap();
         assert!(listener.accept().is_err(), "it was held");
         listener.set_nonblocking(false).unwrap();
         network.heal();
         let (mut far, _) = listener.accept().unwrap();
-        assert_eq!(read(&mut far, 1), b"x");
+        assert_eq!(read(&mut far, 8), greeting);
     }
 
     #[test]
