@@ -1,8 +1,7 @@
 //! The processes of an ensemble.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
@@ -12,6 +11,7 @@ use ringkeeper_harness::{Launch, Server, four_letter_word, free_port};
 use ringkeeper_proto::Zxid;
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::namespaces::Hosts;
 use crate::network::Network;
 use crate::{APACHE_CLASSPATH, APACHE_LOG};
 
@@ -85,6 +85,8 @@ pub struct Plan {
     /// Each member has an address of loopback's for itself, member `n` 127.0.0.`n`, as each has a machine in earnest:
     /// `observerMasterPort` is one port of all.
     pub own_addresses: bool,
+    /// Each member is a host of its own, with so many networks among them ([`Hosts`]).
+    pub networks: Option<u8>,
 }
 
 impl Plan {
@@ -97,6 +99,7 @@ impl Plan {
             absent: BTreeSet::new(),
             proxied: false,
             own_addresses: false,
+            networks: None,
         }
     }
 }
@@ -130,6 +133,7 @@ pub struct Ensemble {
     members: Vec<Option<Server>>,
     ports: Vec<PeerPorts>,
     network: Option<Network>,
+    hosts: Option<Hosts>,
 }
 
 impl Ensemble {
@@ -141,6 +145,9 @@ impl Ensemble {
         let launches: Vec<_> = plan.voters.iter().chain(&plan.observers).collect();
         let (ports, held) = choose_ports(launches.len(), plan.voters.len())?;
         let network = plan.proxied.then(|| Network::new(&ports)).transpose()?;
+        let count = launches.len() as u64;
+        let hosts = plan.networks.map(|networks| Hosts::new(count, networks));
+        let hosts = hosts.transpose()?;
         let mut members = Vec::new();
         for (at, launch) in launches.into_iter().enumerate() {
             let id = at as u64 + 1;
@@ -156,14 +163,30 @@ impl Ensemble {
             if at >= plan.voters.len() {
                 launch.set("peerType", "observer");
             }
+            if let Some(hosts) = &hosts {
+                launch.run_at(hosts.client_address(id), hosts.at(id));
+                let has_several = (hosts.networks() > 1).to_string();
+                if launch.is_apache() {
+                    launch.set("zookeeper.multiAddress.enabled", &has_several);
+                } else {
+                    launch.set("multiAddress.enabled", &has_several);
+                    // By their addresses these are machines, and each would take all CPUs for itself.
+                    launch.set("ringkeeper.cpus", "none");
+                }
+            }
             for line in &plan.settings {
                 launch.set_line(line)?;
             }
             for (at, ports) in ports.iter().enumerate() {
                 let to = at as u64 + 1;
                 let proxied = network.as_ref().and_then(|it| it.ports(id, to));
-                let host = if plan.own_addresses { to } else { 1 };
-                let line = server_line(host, proxied.unwrap_or(*ports));
+                let own = if plan.own_addresses { to } else { 1 };
+                let own = u8::try_from(own).context("127.0.0.n")?;
+                let at = hosts.as_ref().map_or_else(
+                    || vec![Ipv4Addr::new(127, 0, 0, own).into()],
+                    |hosts| hosts.peer_addresses(to),
+                );
+                let line = server_line(&at, proxied.unwrap_or(*ports));
                 launch.set(&format!("server.{to}"), &line);
             }
             let dir = dir.join(format!("member-{id}"));
@@ -176,6 +199,7 @@ impl Ensemble {
             members,
             ports,
             network,
+            hosts,
         })
     }
 
@@ -332,6 +356,11 @@ impl Ensemble {
         self.network.as_ref()
     }
 
+    /// The hosts of the members, where each has one of its own.
+    pub const fn hosts(&self) -> Option<&Hosts> {
+        self.hosts.as_ref()
+    }
+
     /// Changes how a member is started from now on.
     ///
     /// # Errors
@@ -405,13 +434,15 @@ impl Ensemble {
     }
 }
 
-/// The value of a `server.N` line, at 127.0.0.`host`.
-fn server_line(host: u64, ports: PeerPorts) -> String {
-    let mut line = format!("127.0.0.{host}:{}:{}", ports.quorum, ports.election);
-    if !ports.votes {
-        let _ = line.write_str(":observer");
-    }
-    line
+/// The value of a `server.N` line.
+fn server_line(at: &[IpAddr], ports: PeerPorts) -> String {
+    let role = if ports.votes { "" } else { ":observer" };
+    let (quorum, election) = (ports.quorum, ports.election);
+    let line: Vec<_> = at
+        .iter()
+        .map(|host| format!("{host}:{quorum}:{election}{role}"))
+        .collect();
+    line.join("|")
 }
 
 /// Two ports for each of `count` members. The listeners hold them until the client ports are chosen.

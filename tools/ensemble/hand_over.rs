@@ -13,13 +13,16 @@ use ringkeeper_harness::Session;
 use ringkeeper_proto::Request;
 
 use crate::ensemble::Ensemble;
-use crate::load::create;
+use crate::load::{Load, create};
 
 const SESSION_MS: i32 = 20_000;
 const PROBE: &str = "/hand-over";
 
 /// Writes of each client that are acknowledged before a hand-over, and after it.
 const WRITES: u64 = 100;
+
+/// The same of each writer of the load.
+const LOAD_STEPS: u64 = 50;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -34,6 +37,11 @@ pub struct HandOver {
     pub pauses: [Duration; 3],
     /// What the command took.
     pub command: Duration,
+    /// The longest that a writer of the load was without an acknowledgement, and the same in a time as long
+    /// before.
+    pub load: Duration,
+    /// See `load`.
+    pub load_before: Duration,
 }
 
 impl HandOver {
@@ -47,7 +55,7 @@ impl HandOver {
 ///
 /// # Errors
 /// When the command fails, when the successor does not lead, or when a client loses its connection.
-pub fn once(ensemble: &Ensemble) -> Result<HandOver> {
+pub fn once(ensemble: &Ensemble, load: Option<&Load>) -> Result<HandOver> {
     let from = ensemble.leader().context("there is no leader")?;
     let mut ids = ensemble.ids();
     ids.retain(|id| !ensemble.is_apache(*id));
@@ -71,12 +79,21 @@ pub fn once(ensemble: &Ensemble) -> Result<HandOver> {
     for client in &clients {
         client.wait_for(WRITES)?;
     }
+    let load_before = load.map(|load| {
+        load.take_pause();
+        load.wait_for_each(LOAD_STEPS, PATIENCE)?;
+        anyhow::Ok(load.take_pause())
+    });
     let asked = Instant::now();
     let answer = ask(ensemble, from, to)?;
     let command = asked.elapsed();
     for client in &clients {
         client.wait_for(WRITES)?;
     }
+    let during = load.map(|load| {
+        load.wait_for_each(LOAD_STEPS, PATIENCE)?;
+        anyhow::Ok(load.take_pause())
+    });
     let mut pauses = [Duration::ZERO; 3];
     for (id, client) in ids.into_iter().zip(clients) {
         let longest = client
@@ -96,6 +113,8 @@ pub fn once(ensemble: &Ensemble) -> Result<HandOver> {
         to,
         pauses,
         command,
+        load: during.transpose()?.unwrap_or_default(),
+        load_before: load_before.transpose()?.unwrap_or_default(),
     })
 }
 
@@ -135,8 +154,7 @@ pub fn prepare(ensemble: &Ensemble) -> Result<()> {
 pub fn ask(ensemble: &Ensemble, from: u64, to: u64) -> Result<String> {
     let member = ensemble.member(from)?;
     let config = member.dir().join("zoo.cfg");
-    let serve = member.launch().command(&config);
-    let output = Command::new(serve.get_program())
+    let output = Command::new(member.launch().program())
         .arg("hand-over")
         .arg(&config)
         .args(["--to", &to.to_string()])

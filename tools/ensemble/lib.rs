@@ -1,5 +1,5 @@
-//! Ensembles on loopback for tests: Apache's servers, Ringkeeper's, or both, each a process with its
-//! directory and ports; a load whose acknowledged writes are checked afterwards; and faults.
+//! Ensembles on loopback, or in network namespaces, for tests: Apache's servers, Ringkeeper's, or both, each a
+//! process with its directory and ports; a load whose acknowledged writes are checked afterwards; and faults.
 //!
 //! Apache's classpath comes from the environment variable [`APACHE_CLASSPATH`] (the classpath itself,
 //! or a file with it); without it Debian's package is taken. Its servers log to `server.log`
@@ -14,9 +14,13 @@ pub mod ensemble;
 pub mod failover;
 pub mod faults;
 pub mod hand_over;
+pub mod limping;
 pub mod load;
 mod mayflies;
+pub mod namespaces;
 pub mod network;
+pub mod networks;
+pub mod oracle;
 pub mod replace;
 pub mod rollover;
 mod succession;

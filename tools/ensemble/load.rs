@@ -70,6 +70,7 @@ impl Default for LoadPlan {
 #[derive(Debug)]
 pub struct Load {
     control: Arc<Control>,
+    paces: Vec<Arc<Pace>>,
     writers: Vec<JoinHandle<Result<Written>>>,
     mayflies: Option<JoinHandle<Result<u32>>>,
 }
@@ -82,6 +83,14 @@ struct Control {
     /// Writers that have nothing in flight and keep it so.
     idle: AtomicU32,
     acknowledged: AtomicU64,
+}
+
+/// How one writer gets on.
+#[derive(Debug, Default)]
+struct Pace {
+    acknowledged: AtomicU64,
+    /// The longest time between two acknowledgements since it was asked for, in microseconds.
+    pause_us: AtomicU64,
 }
 
 /// What one writer knows.
@@ -108,7 +117,9 @@ impl Load {
         let first = addresses.first().context("there is no member")?;
         make_root(*first)?;
         let control = Arc::<Control>::default();
-        let writers = (0..plan.writers).map(|id| {
+        let paces = (0..plan.writers).map(|_| Arc::default());
+        let paces: Vec<Arc<Pace>> = paces.collect();
+        let writers = (0..plan.writers).zip(&paces).map(|(id, pace)| {
             let mut writer = Writer {
                 id,
                 addresses: addresses.to_vec(),
@@ -124,6 +135,7 @@ impl Load {
                     ..Written::default()
                 },
                 control: Arc::clone(&control),
+                pace: Arc::clone(pace),
                 heard: Instant::now(),
             };
             thread::spawn(move || {
@@ -139,6 +151,7 @@ impl Load {
             writers,
             mayflies: plan.mayflies.then(|| thread::spawn(mayflies)),
             control,
+            paces,
         })
     }
 
@@ -197,6 +210,34 @@ impl Load {
         Ok(())
     }
 
+    /// Waits until each writer has had `more` steps acknowledged.
+    ///
+    /// # Errors
+    /// When one has not within `patience`, or has given up.
+    pub fn wait_for_each(&self, more: u64, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        let count = |pace: &Arc<Pace>| pace.acknowledged.load(Ordering::Relaxed);
+        let targets: Vec<_> = self.paces.iter().map(|pace| count(pace) + more).collect();
+        let is_short = |(pace, target): (&Arc<Pace>, &u64)| count(pace) < *target;
+        while self.paces.iter().zip(&targets).any(is_short) {
+            ensure!(!self.has_failed(), "a writer has given up");
+            ensure!(
+                Instant::now() < deadline,
+                "a writer has not had {more} steps acknowledged after {patience:?}"
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// The longest time that any writer was without an acknowledgement since the last call; one that has
+    /// not ended yet is of the next.
+    pub fn take_pause(&self) -> Duration {
+        let paces = self.paces.iter();
+        let longest_us = paces.map(|pace| pace.pause_us.swap(0, Ordering::Relaxed));
+        Duration::from_micros(longest_us.max().unwrap_or(0))
+    }
+
     /// Ends the load. Also says how many mayflies there were.
     ///
     /// # Errors
@@ -234,6 +275,7 @@ struct Writer {
     pending: VecDeque<u64>,
     written: Written,
     control: Arc<Control>,
+    pace: Arc<Pace>,
     heard: Instant,
 }
 
@@ -332,9 +374,13 @@ impl Writer {
 
     fn acknowledge(&mut self, step: u64, zxid: Option<i64>) {
         self.written.steps.push((step, zxid));
-        self.written.pause_max = self.written.pause_max.max(self.heard.elapsed());
+        let pause = self.heard.elapsed();
+        self.written.pause_max = self.written.pause_max.max(pause);
+        let pause_us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
+        self.pace.pause_us.fetch_max(pause_us, Ordering::Relaxed);
         self.heard = Instant::now();
         self.control.acknowledged.fetch_add(1, Ordering::Relaxed);
+        self.pace.acknowledged.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Takes the session up again somewhere, and learns what became of the pending steps.

@@ -22,7 +22,8 @@ use ringkeeper_ensemble::faults::{Fault, inflict};
 use ringkeeper_ensemble::load::{Load, LoadPlan};
 use ringkeeper_ensemble::replace::replace_all;
 use ringkeeper_ensemble::{
-    Ensemble, Plan, apache, debian, doubt, failover, hand_over, rollover, synchronize,
+    Ensemble, Plan, apache, debian, doubt, failover, hand_over, limping, namespaces, networks,
+    oracle, rollover, synchronize,
 };
 use ringkeeper_harness::Launch;
 
@@ -30,6 +31,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Length of a step's data where synchronizations are provoked: few steps fill a log.
 const STEP_BYTES: usize = 4096;
+
+const FAULTS: u32 = 6;
+
+/// Exit status when the machine lacks what was asked for, as other test tools have it.
+const LEFT_OUT: u8 = 77;
 
 /// Runs an ensemble under load and faults, and checks that nothing acknowledged is lost
 #[derive(Debug, Parser)]
@@ -43,12 +49,19 @@ struct Options {
     /// An observer, in the same way
     #[arg(long = "observer", global = true)]
     observers: Vec<String>,
-    /// Faults, one after the other
-    #[arg(long, default_value_t = 6)]
-    faults: u32,
-    /// Put proxies between the members: faults of the network too, slow disks, and kills of all at once
+    /// Faults, one after the other; two of each --fault, or 6, when not given
     #[arg(long)]
+    faults: Option<u32>,
+    /// Only these faults, in this order, again and again, of the leader and of another member in turn
+    #[arg(long = "fault")]
+    kinds: Vec<Fault>,
+    /// Put proxies between the members: faults of the network too, slow disks, and kills of all at once
+    #[arg(long, conflicts_with = "hosts")]
     network: bool,
+    /// Give each member a host of its own (a network namespace), with so many networks among them: faults of the
+    /// network as with --network, and hosts that fall silent. Ends with status 77 where no namespaces can be made
+    #[arg(long, global = true, value_name = "NETWORKS", num_args = 0..=1, require_equals = true, default_missing_value = "1")]
+    hosts: Option<u8>,
     /// Seed of what is random; printed, and different each time when not given
     #[arg(long)]
     seed: Option<u64>,
@@ -113,10 +126,38 @@ enum Trouble {
         #[arg(long)]
         under_load: bool,
     },
+    /// Cut one of several networks among the members, again and again, and measure how long writers wait (--hosts=2)
+    Networks {
+        /// How often
+        #[arg(long, default_value_t = 4)]
+        times: u32,
+    },
+    /// Two members, each with an oracle: one is killed, and the other goes on when its oracle says so, not before
+    Oracle {
+        /// How often
+        #[arg(long, default_value_t = 4)]
+        times: u32,
+    },
+    /// Slow down what the leader sends until it gives up leadership by itself, again and again (--hosts)
+    Limping {
+        /// How often
+        #[arg(long, default_value_t = 3)]
+        times: u32,
+        /// What its link carries, in kilobits a second
+        #[arg(long, default_value_t = 1000)]
+        kilobits: u32,
+    },
 }
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
+    let options = Options::parse();
+    if options.hosts.is_some()
+        && let Err(unavailable) = namespaces::enter()
+    {
+        eprintln!("left out: {unavailable}");
+        return ExitCode::from(LEFT_OUT);
+    }
+    match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");
@@ -139,6 +180,9 @@ fn run(options: &Options) -> Result<()> {
         Some(Trouble::Rollover { .. }) => settings.extend(rollover::SETTINGS.map(str::to_owned)),
         _ => {}
     }
+    if matches!(options.trouble, Some(Trouble::Limping { .. })) {
+        settings.extend(limping::SETTINGS.map(str::to_owned));
+    }
     let chooses_leaders = matches!(
         options.trouble,
         Some(Trouble::Synchronize { .. } | Trouble::Doubt | Trouble::Rollover { .. })
@@ -151,12 +195,16 @@ fn run(options: &Options) -> Result<()> {
         absent: BTreeSet::new(),
         proxied: options.network || chooses_leaders,
         own_addresses: options.own_addresses,
+        networks: options.hosts,
     };
     let mut ensemble = Ensemble::new(&plan, &dir)?;
     if matches!(options.trouble, Some(Trouble::Rollover { .. })) {
         rollover::seed(&ensemble)?;
     }
     println!("in {}", dir.display());
+    if matches!(options.trouble, Some(Trouble::Oracle { .. })) {
+        oracle::prepare(&mut ensemble)?;
+    }
     let outcome = run_in(options, &mut ensemble);
     if outcome.is_err() && options.dir.is_none() {
         let kept = temporary.keep();
@@ -182,16 +230,17 @@ fn run_in(options: &Options, ensemble: &mut Ensemble) -> Result<()> {
         under_load: false,
     }) = &options.trouble
     {
-        return hand_over(ensemble, *times);
+        return hand_over(ensemble, None, *times);
     }
     let ids = ensemble.ids();
     let addresses = ids.iter().map(|id| ensemble.address(*id));
     let addresses = addresses.collect::<Result<Vec<_>>>()?;
     let is_synchronize = matches!(options.trouble, Some(Trouble::Synchronize { .. }));
+    let is_large = is_synchronize || matches!(options.trouble, Some(Trouble::Limping { .. }));
     let plan = LoadPlan {
         writers: options.writers,
         depth: options.depth.max(1),
-        bytes: if is_synchronize { STEP_BYTES } else { 0 },
+        bytes: if is_large { STEP_BYTES } else { 0 },
         // Their ends would be written in an epoch in which nothing must be.
         mayflies: !is_synchronize,
     };
@@ -237,7 +286,22 @@ fn make_trouble(options: &Options, ensemble: &mut Ensemble, load: &Load) -> Resu
             println!("{in_place} epochs without an election, {elections} elections");
             Ok(())
         }
-        Some(Trouble::HandOver { times, .. }) => hand_over(ensemble, *times),
+        Some(Trouble::HandOver { times, .. }) => hand_over(ensemble, Some(load), *times),
+        Some(Trouble::Networks { times }) => {
+            networks::lose_each(ensemble, load, *times, |at, it| {
+                println!(
+                    "{at:3}. network {} lost: longest wait of a writer {:.1?}, leader {:?} then {:?}; back: {:.1?}",
+                    it.network, it.pause, it.leaders[0], it.leaders[1], it.pause_back
+                );
+            })
+        }
+        Some(Trouble::Oracle { times }) => oracle::lose_each(ensemble, load, *times, |at, it| {
+            println!(
+                "{at:3}. member {} killed (led: {}): the other one waited, and went on {:.1?} after its oracle's word",
+                it.killed, it.led, it.resumed
+            );
+        }),
+        Some(Trouble::Limping { times, kilobits }) => limp(ensemble, load, *times, *kilobits),
         _ => inflict_all(options, ensemble, load),
     }
 }
@@ -270,11 +334,22 @@ fn fail_over(ensemble: &mut Ensemble, kills: u32, znodes: u64) -> Result<()> {
     Ok(())
 }
 
-fn hand_over(ensemble: &Ensemble, times: u32) -> Result<()> {
-    hand_over::prepare(ensemble)?;
-    let (mut all, mut commands) = (Vec::new(), Vec::new());
+fn limp(ensemble: &mut Ensemble, load: &Load, times: u32, kilobits: u32) -> Result<()> {
     for at in 1..=times {
-        let done = hand_over::once(ensemble)?;
+        let it = limping::once(ensemble, load, kilobits)?;
+        println!(
+            "{at:3}. member {} on {kilobits} kbit/s: {} leads after {:.1?}; longest wait of a writer {:.1?}",
+            it.from, it.to, it.after, it.pause
+        );
+    }
+    Ok(())
+}
+
+fn hand_over(ensemble: &Ensemble, load: Option<&Load>, times: u32) -> Result<()> {
+    hand_over::prepare(ensemble)?;
+    let (mut all, mut commands, mut loads) = (Vec::new(), Vec::new(), Vec::new());
+    for at in 1..=times {
+        let done = hand_over::once(ensemble, load)?;
         let [old, new, other] = done.pauses;
         println!(
             "{at:3}. {} to {}: longest wait {old:.1?} at the old leader, {new:.1?} at the new one, {other:.1?} elsewhere",
@@ -282,6 +357,13 @@ fn hand_over(ensemble: &Ensemble, times: u32) -> Result<()> {
         );
         all.push(done.longest());
         commands.push(done.command);
+        if load.is_some() {
+            println!(
+                "     the load's writers: {:.1?}, and {:.1?} without a hand-over",
+                done.load, done.load_before
+            );
+            loads.push(done.load);
+        }
     }
     let line = |mut of: Vec<Duration>| {
         of.sort_unstable();
@@ -294,6 +376,9 @@ fn hand_over(ensemble: &Ensemble, times: u32) -> Result<()> {
         line(all)
     );
     println!("the command: {}", line(commands));
+    if load.is_some() {
+        println!("the load's writers: {}", line(loads));
+    }
     Ok(())
 }
 
@@ -322,13 +407,30 @@ fn inflict_all(options: &Options, ensemble: &mut Ensemble, load: &Load) -> Resul
     println!("seed {seed}");
     let mut rng = SmallRng::seed_from_u64(seed);
     let ids = ensemble.ids();
-    for at in 1..=options.faults {
+    let kinds = u32::try_from(options.kinds.len()).unwrap_or(0);
+    let faults = match kinds {
+        0 => options.faults.unwrap_or(FAULTS),
+        _ => options.faults.unwrap_or(2 * kinds),
+    };
+    for at in 1..=faults {
         let leader = ensemble.leader();
-        let id = match leader {
-            Some(leader) if rng.random_bool(0.5) => leader,
-            _ => *ids.choose(&mut rng).context("there is no member")?,
+        let wants_leader = match options.kinds.is_empty() {
+            true => rng.random_bool(0.5),
+            false => at % 2 == 1,
         };
-        let fault = Fault::choose(&mut rng, ensemble, id);
+        let others: Vec<u64> = ids
+            .iter()
+            .copied()
+            .filter(|id| Some(*id) != leader)
+            .collect();
+        let id = match leader {
+            Some(leader) if wants_leader => leader,
+            _ => *others
+                .choose(&mut rng)
+                .context("there is no other member")?,
+        };
+        let turn = options.kinds.iter().cycle().nth((at as usize - 1) / 2);
+        let fault = turn.map_or_else(|| Fault::choose(&mut rng, ensemble, id), |kind| *kind);
         let began = Instant::now();
         let role = ensemble.role(id);
         inflict(ensemble, load, id, fault)?;

@@ -1,5 +1,6 @@
 //! How a server is started: a command line and the settings that go into its `zoo.cfg`.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -7,11 +8,16 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// Where Debian's `zookeeper` package keeps Apache's server; its manifest names the other jars.
 const APACHE_JAR: &str = "/usr/share/java/zookeeper.jar";
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const APACHE_MAIN: &str = "org.apache.zookeeper.server.quorum.QuorumPeerMain";
 
 /// Settings that Apache reads as Java system properties only, under exactly these names. Ringkeeper
-/// takes them from the file.
-const SYSTEM_PROPERTIES: [&str; 2] = ["readonlymode.enabled", "jute.maxbuffer"];
+/// takes them from the file (the last one without its beginning).
+const SYSTEM_PROPERTIES: [&str; 3] = [
+    "readonlymode.enabled",
+    "jute.maxbuffer",
+    "zookeeper.multiAddress.enabled",
+];
 
 /// One kind of server: how its process is started and what is special in its settings.
 #[derive(Clone, Debug)]
@@ -20,6 +26,10 @@ pub struct Launch {
     pub name: String,
     kind: Kind,
     settings: Vec<(String, String)>,
+    /// Where it serves clients.
+    host: IpAddr,
+    /// The words before its command line.
+    enter: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -55,6 +65,8 @@ impl Launch {
             name,
             kind: Kind::Command(argv),
             settings: Vec::new(),
+            host: LOOPBACK,
+            enter: Vec::new(),
         })
     }
 
@@ -81,6 +93,8 @@ impl Launch {
                 properties: Vec::new(),
             },
             settings: Vec::new(),
+            host: LOOPBACK,
+            enter: Vec::new(),
         })
     }
 
@@ -102,7 +116,27 @@ impl Launch {
         self.settings.retain(|(known, _)| known != key);
     }
 
-    /// Starts as `other` does, with the settings that there are here.
+    /// Serves clients at `host` instead of loopback; `enter` is a command, the words of its command line, that
+    /// becomes (exec) the server in the place where that address is.
+    pub fn run_at(&mut self, host: IpAddr, enter: Vec<String>) {
+        self.host = host;
+        self.enter = enter;
+    }
+
+    /// Where it serves clients.
+    pub const fn host(&self) -> IpAddr {
+        self.host
+    }
+
+    /// The program of a server that is a command line; that of Apache's is `java`.
+    pub fn program(&self) -> &str {
+        match &self.kind {
+            Kind::Apache { .. } => "java",
+            Kind::Command(argv) => argv.first().map_or("", String::as_str),
+        }
+    }
+
+    /// Starts as `other` does, with the settings and in the place that there are here.
     pub fn become_like(&mut self, other: &Self) {
         self.name.clone_from(&other.name);
         self.kind = other.kind.clone();
@@ -129,13 +163,13 @@ impl Launch {
     pub fn config(&self, data_dir: &Path, port: u16) -> String {
         let mut lines: Vec<(String, String)> = [
             ("tickTime", "2000"),
-            ("clientPortAddress", "127.0.0.1"),
             ("maxClientCnxns", "0"),
             ("admin.enableServer", "false"),
             ("4lw.commands.whitelist", "*"),
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into();
+        lines.push(("clientPortAddress".to_owned(), self.host.to_string()));
         lines.push(("dataDir".to_owned(), data_dir.display().to_string()));
         lines.push(("clientPort".to_owned(), port.to_string()));
         for (key, value) in &self.settings {
@@ -152,41 +186,39 @@ impl Launch {
 
     /// The command that starts the server on `config`.
     pub fn command(&self, config: &Path) -> Command {
-        let mut command = match &self.kind {
+        let mut words = self.enter.clone();
+        match &self.kind {
             Kind::Apache {
                 classpath,
                 heap,
                 properties,
             } => {
-                let mut command = Command::new("java");
-                command.arg(format!("-Xmx{heap}"));
+                words.push("java".to_owned());
+                words.push(format!("-Xmx{heap}"));
                 // The digest scheme decodes credentials in the JVM's default charset.
-                command.arg("-Dfile.encoding=UTF-8");
+                words.push("-Dfile.encoding=UTF-8".to_owned());
                 for (key, value) in properties {
-                    command.arg(format!("-D{key}={value}"));
+                    words.push(format!("-D{key}={value}"));
                 }
                 for (key, value) in &self.settings {
                     if SYSTEM_PROPERTIES.contains(&key.as_str()) {
-                        command.arg(format!("-D{key}={value}"));
+                        words.push(format!("-D{key}={value}"));
                     }
                 }
-                command.args(["-cp", classpath, APACHE_MAIN]).arg(config);
-                command
+                words.extend(["-cp", classpath, APACHE_MAIN].map(str::to_owned));
+                words.push(config.display().to_string());
             }
             Kind::Command(argv) => {
                 let path = config.display().to_string();
-                let mut words: Vec<String> = argv
-                    .iter()
-                    .map(|word| word.replace("{config}", &path))
-                    .collect();
-                if words == *argv {
+                words.extend(argv.iter().map(|word| word.replace("{config}", &path)));
+                if !argv.iter().any(|word| word.contains("{config}")) {
                     words.push(path);
                 }
-                let mut command = Command::new(words.first().map_or("", String::as_str));
-                command.args(words.iter().skip(1));
-                command
             }
-        };
+        }
+        let mut words = words.iter();
+        let mut command = Command::new(words.next().map_or("", String::as_str));
+        command.args(words);
         command.stdin(Stdio::null());
         command
     }
@@ -230,6 +262,20 @@ mod tests {
             ["--config=/x/zoo.cfg", "-v"]
         );
         assert!(Launch::parse(" ").is_err());
+    }
+
+    #[test]
+    fn a_server_elsewhere_is_entered_and_serves_there() {
+        let mut launch = Launch::parse("ringkeeper serve").unwrap();
+        let host = IpAddr::from([10, 0, 0, 7]);
+        launch.run_at(host, vec!["enter".to_owned(), "there".to_owned()]);
+        let command = launch.command(Path::new("/x/zoo.cfg"));
+        assert_eq!(command.get_program(), "enter");
+        let args: Vec<_> = command.get_args().collect();
+        assert_eq!(args, ["there", "ringkeeper", "serve", "/x/zoo.cfg"]);
+        let config = launch.config(Path::new("/d"), 7);
+        assert!(config.contains("clientPortAddress=10.0.0.7\n"), "{config}");
+        assert_eq!(launch.program(), "ringkeeper");
     }
 
     #[test]

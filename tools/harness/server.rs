@@ -167,7 +167,7 @@ impl Server {
 
     /// Where clients connect.
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+        SocketAddr::from((self.launch.host(), self.port))
     }
 
     /// The directory with everything of this server.
