@@ -222,7 +222,8 @@ impl<D: Disk> Core<D> {
             }
         }
         self.stats.limps += 1;
-        self.hand_over(None);
+        // Through a network that limps nobody catches up in half a tick.
+        self.begin_hand_over(None, limp == Limp::Network);
     }
 
     fn watch_disks(&mut self) {

@@ -33,8 +33,13 @@ impl<D: Disk> Core<D> {
     /// Asks for leadership to be handed over; to the voter that has most of the log when nobody is named. What
     /// becomes of it is [`Core::hand_over_outcome`], sooner or later.
     pub fn hand_over(&mut self, to: Option<ServerId>) {
+        self.begin_hand_over(to, false);
+    }
+
+    /// `patient` as in [`Input::HandOver`].
+    pub(crate) fn begin_hand_over(&mut self, to: Option<ServerId>, patient: bool) {
         self.moving.outcome = None;
-        self.input(Input::HandOver { to });
+        self.input(Input::HandOver { to, patient });
     }
 
     /// What became of the last hand-over, once: who was to lead next (it still has to be established), or why this

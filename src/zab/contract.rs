@@ -234,6 +234,9 @@ pub enum Input<P> {
     HandOver {
         /// To whom; to the voter that has most of the log if not said.
         to: Option<ServerId>,
+        /// Whether the successor may take up to `sync_limit` to catch up, and not half a tick only: where the way
+        /// to it is slow, and clients wait as long for any write.
+        patient: bool,
     },
     /// Give up the role, for a reason that Zab cannot see: a disk that is full, a digest that differs.
     GiveUp {

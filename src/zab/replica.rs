@@ -226,8 +226,9 @@ impl<P: Clone> Replica<P> {
             (Input::Sync { origin }, Phase::Leading(leader)) => {
                 leader.sync(core, origin, outputs);
             }
-            (Input::HandOver { to }, Phase::Leading(leader)) => {
-                leader.hand_over(core, to, self.round.saturating_add(1), outputs);
+            (Input::HandOver { to, patient }, Phase::Leading(leader)) => {
+                let round = self.round.saturating_add(1);
+                leader.hand_over(core, to, patient, round, outputs);
             }
             (Input::HandOver { .. }, _) => {
                 let outcome = Err(NoHandOver::NotLeading);

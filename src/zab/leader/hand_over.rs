@@ -75,6 +75,8 @@ pub(super) enum HandOver {
         to: ServerId,
         round: u64,
         since: Moment,
+        /// How long this may take.
+        limit: u64,
     },
     /// The successor knows.
     Told {
@@ -82,6 +84,7 @@ pub(super) enum HandOver {
         to: ServerId,
         round: u64,
         since: Moment,
+        limit: u64,
     },
     /// All know.
     Done { to: ServerId, round: u64 },
@@ -89,11 +92,12 @@ pub(super) enum HandOver {
 
 impl<P: Clone> Leader<P> {
     /// Begins to hand over: to `to`, or to the voter that has most of the log. `round` is that of the election which
-    /// this stands for.
+    /// this stands for; `patient` as in [`crate::contract::Input::HandOver`].
     pub(crate) fn hand_over(
         &mut self,
         core: &CoreState,
         to: Option<ServerId>,
+        patient: bool,
         round: u64,
         outputs: &mut Vec<Output<P>>,
     ) {
@@ -106,11 +110,17 @@ impl<P: Clone> Leader<P> {
             }
         };
         let since = core.now;
+        let timing = core.config.timing;
+        let limit = match patient {
+            true => timing.sync_limit,
+            false => timing.tick_time.div_ceil(2),
+        };
         self.hand_over = Some(HandOver::Draining {
             link,
             to,
             round,
             since,
+            limit,
         });
         self.drain(core, outputs);
     }
@@ -162,6 +172,7 @@ impl<P: Clone> Leader<P> {
             to,
             round,
             since,
+            limit,
         }) = self.hand_over
         else {
             return;
@@ -176,7 +187,7 @@ impl<P: Clone> Leader<P> {
             .is_some_and(|through| through >= last);
         // Clients of this server are to be answered first; but a disk that limps is a reason to hand over, and
         // then they are told by the end of their connections.
-        let is_late = core.now.exceeds(since, limit(core) / 2);
+        let is_late = core.now.exceeds(since, limit / 2);
         let answered = core.delivered == last || is_late;
         if !(has_all && answered && self.outstanding.is_idle()) {
             return;
@@ -190,6 +201,7 @@ impl<P: Clone> Leader<P> {
             to,
             round,
             since,
+            limit,
         });
     }
 
@@ -233,12 +245,18 @@ impl<P: Clone> Leader<P> {
     pub(super) fn hurry(&mut self, core: &CoreState, outputs: &mut Vec<Output<P>>) {
         self.drain(core, outputs);
         match self.hand_over {
-            Some(HandOver::Draining { to, since, .. }) if core.now.exceeds(since, limit(core)) => {
+            Some(HandOver::Draining {
+                to, since, limit, ..
+            }) if core.now.exceeds(since, limit) => {
                 self.lead_on(NoHandOver::TooSlow(to), outputs);
             }
             Some(HandOver::Told {
-                link, to, since, ..
-            }) if core.now.exceeds(since, limit(core)) => {
+                link,
+                to,
+                since,
+                limit,
+                ..
+            }) if core.now.exceeds(since, limit) => {
                 // What it asked for was held, and it may ask its own quorum for it: it begins anew.
                 self.learners.remove(&link);
                 outputs.push(Output::Close { link });
@@ -261,11 +279,6 @@ impl<P: Clone> Leader<P> {
             _ => None,
         }
     }
-}
-
-/// How long nothing may be proposed.
-const fn limit(core: &CoreState) -> u64 {
-    core.config.timing.tick_time.div_ceil(2)
 }
 
 fn understands(learner: &Progress) -> bool {

@@ -193,7 +193,10 @@ impl Scenario {
             "part" => cluster.part(ids[0], ids[1]),
             "heal" => cluster.heal(ids[0], ids[1]),
             "purge" => cluster.purge(ids[0]),
-            "handover" => cluster.hand_over(ids[0], ids.get(1).copied()),
+            "handover" => {
+                let patient = option("patient") == Some(1);
+                cluster.hand_over(ids[0], ids.get(1).copied(), patient);
+            }
             "status" => status(cluster, said),
             other => panic!("no command {other}"),
         }

@@ -286,7 +286,7 @@ impl Simulation {
             true => self.random.pick(&self.ids),
             false => None,
         };
-        self.cluster.hand_over(leader, to);
+        self.cluster.hand_over(leader, to, to.is_none());
     }
 
     /// A leader that nobody hears goes on proposing: what it logs then is to be cut off later.

@@ -495,8 +495,8 @@ impl Cluster {
     }
 
     /// Asks a server to hand over.
-    pub(crate) fn hand_over(&mut self, id: ServerId, to: Option<ServerId>) {
-        self.step(id, Input::HandOver { to });
+    pub(crate) fn hand_over(&mut self, id: ServerId, to: Option<ServerId>, patient: bool) {
+        self.step(id, Input::HandOver { to, patient });
     }
 
     pub(crate) fn tick(&mut self, id: ServerId) {
