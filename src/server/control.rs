@@ -119,6 +119,24 @@ fn serve(mut stream: &UnixStream, core: &Sender<CoreMessage>) -> io::Result<()> 
     }
 }
 
+/// Has the server of this process hand leadership over, if it leads, and waits until another one leads, or `wait_max`
+/// is over.
+pub(crate) fn hand_over_and_wait(core: &Sender<CoreMessage>, wait_max: Duration) {
+    let (to, answer) = mpsc::channel();
+    let ask = Ask::HandOver { to: None };
+    if core.send(CoreMessage::Asked { ask, to }).is_err() {
+        return;
+    }
+    match answer.recv_timeout(wait_max) {
+        Ok(Ok(done)) => tracing::info!("handed over before the end: {done}"),
+        Ok(Err(reason)) => tracing::debug!(reason, "nothing is handed over before the end"),
+        Err(_) => tracing::warn!(
+            ?wait_max,
+            "nobody has taken over in time: stopping as leader"
+        ),
+    }
+}
+
 /// Asks the server that runs with `config`.
 ///
 /// # Errors
@@ -224,5 +242,28 @@ mod tests {
             answers,
             [Ok("done".to_owned()), Err("not today".to_owned())]
         );
+    }
+
+    #[test]
+    fn who_stops_waits_for_the_next_leader_and_not_for_ever() {
+        let (core, mut inbox) = ringkeeper_transport::mailbox::bounded(1);
+        let stopping = {
+            let core = core.clone();
+            thread::spawn(move || hand_over_and_wait(&core, Duration::from_secs(600)))
+        };
+        let mut batch = Vec::new();
+        while inbox.try_recv_batch(&mut batch) == 0 {
+            thread::yield_now();
+        }
+        let Some(CoreMessage::Asked { ask, to }) = batch.pop() else {
+            panic!("{batch:?}");
+        };
+        assert_eq!(ask, Ask::HandOver { to: None });
+        assert!(!stopping.is_finished(), "nobody leads yet");
+        to.send(Ok("server 3 leads".to_owned())).unwrap();
+        stopping.join().unwrap();
+        // Nobody answers.
+        hand_over_and_wait(&core, Duration::from_millis(1));
+        assert_eq!(inbox.try_recv_batch(&mut batch), 1);
     }
 }

@@ -50,6 +50,9 @@ const SHARD_MAILBOX: usize = 1 << 11;
 /// the client reads.
 const UNSENT_BYTES_MAX: usize = 16 << 20;
 
+/// How long a stop may be put off until another member leads: without it the others need an election.
+const HAND_OVER_MAX: Duration = Duration::from_secs(1);
+
 /// Idle time after which the kernel asks a client's machine whether it is still there
 /// (`clientTcpKeepAlive`).
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -99,6 +102,9 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!("to try it: zkCli.sh -server {address}");
     let signal = signals.forever().next();
     tracing::info!(signal, "stopping: what is under way is finished first");
+    if is_member {
+        control::hand_over_and_wait(&server.links.core, HAND_OVER_MAX);
+    }
     server.stop()?;
     tracing::info!("stopped");
     Ok(())
