@@ -18,8 +18,11 @@ use crate::load::{Load, create};
 const SESSION_MS: i32 = 20_000;
 const PROBE: &str = "/hand-over";
 
-/// Writes of each client that are acknowledged before a hand-over, and after it.
+/// Writes of each client that are acknowledged before a hand-over.
 const WRITES: u64 = 100;
+
+/// The same after it.
+const WRITES_AFTER: u64 = 20;
 
 /// The same of each writer of the load.
 const LOAD_STEPS: u64 = 50;
@@ -84,19 +87,24 @@ pub fn once(ensemble: &Ensemble, load: Option<&Load>) -> Result<HandOver> {
         load.wait_for_each(LOAD_STEPS, PATIENCE)?;
         anyhow::Ok(load.take_pause())
     });
+    for client in &clients {
+        client.take_longest();
+    }
     let asked = Instant::now();
     let answer = ask(ensemble, from, to)?;
     let command = asked.elapsed();
-    for client in &clients {
-        client.wait_for(WRITES)?;
-    }
+    // Not for longer: other things take their time too.
     let during = load.map(|load| {
         load.wait_for_each(LOAD_STEPS, PATIENCE)?;
         anyhow::Ok(load.take_pause())
     });
+    for client in &clients {
+        client.wait_for(WRITES_AFTER)?;
+    }
     let mut pauses = [Duration::ZERO; 3];
     for (id, client) in ids.into_iter().zip(clients) {
-        let longest = client
+        let longest = client.take_longest();
+        client
             .stop()
             .with_context(|| format!("the client of member {id}, {answer}"))?;
         let role = match id {
@@ -195,10 +203,8 @@ impl Client {
                 let asked = Instant::now();
                 session.call(&set)?.ok()?;
                 let took = u64::try_from(asked.elapsed().as_micros()).unwrap_or(u64::MAX);
-                // The first ones are slower: nobody has asked yet.
-                if its.written.fetch_add(1, Ordering::Relaxed) >= WRITES / 2 {
-                    its.longest_us.fetch_max(took, Ordering::Relaxed);
-                }
+                its.longest_us.fetch_max(took, Ordering::Relaxed);
+                its.written.fetch_add(1, Ordering::Relaxed);
             }
             session.close()
         });
@@ -215,13 +221,16 @@ impl Client {
         Ok(())
     }
 
-    fn stop(self) -> Result<Duration> {
+    /// The longest wait that has ended since the last call.
+    fn take_longest(&self) -> Duration {
+        Duration::from_micros(self.shared.longest_us.swap(0, Ordering::Relaxed))
+    }
+
+    fn stop(self) -> Result<()> {
         self.shared.stop.store(true, Ordering::Relaxed);
         match self.thread.join() {
-            Ok(outcome) => outcome?,
+            Ok(outcome) => outcome,
             Err(_) => bail!("the client panicked"),
         }
-        let longest_us = self.shared.longest_us.load(Ordering::Relaxed);
-        Ok(Duration::from_micros(longest_us))
     }
 }

@@ -8,6 +8,7 @@
 #![warn(missing_docs)]
 
 pub mod check;
+pub mod crowd;
 pub mod damage;
 pub mod doubt;
 pub mod ensemble;
@@ -22,6 +23,7 @@ pub mod network;
 pub mod networks;
 pub mod oracle;
 pub mod replace;
+pub mod rolling;
 pub mod rollover;
 mod succession;
 pub mod synchronize;

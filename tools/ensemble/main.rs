@@ -22,8 +22,8 @@ use ringkeeper_ensemble::faults::{Fault, inflict};
 use ringkeeper_ensemble::load::{Load, LoadPlan};
 use ringkeeper_ensemble::replace::replace_all;
 use ringkeeper_ensemble::{
-    Ensemble, Plan, apache, debian, doubt, failover, hand_over, limping, namespaces, networks,
-    oracle, rollover, synchronize,
+    Ensemble, Plan, apache, crowd, debian, doubt, failover, hand_over, limping, namespaces,
+    networks, oracle, rolling, rollover, synchronize,
 };
 use ringkeeper_harness::Launch;
 
@@ -126,6 +126,23 @@ enum Trouble {
         #[arg(long)]
         under_load: bool,
     },
+    /// Open thousands of sessions, kill the leader and a follower in turn, and measure how long it takes until all
+    /// have their session again; fails when one has expired
+    Crowd {
+        /// How many
+        #[arg(long, default_value_t = 10_000)]
+        sessions: usize,
+        /// How often
+        #[arg(long, default_value_t = 4)]
+        kills: u32,
+    },
+    /// Restart the members one by one, the leader last: it has to hand over when it is stopped, so that nobody looks for
+    /// a leader
+    Rolling {
+        /// How often
+        #[arg(long, default_value_t = 2)]
+        times: u32,
+    },
     /// Cut one of several networks among the members, again and again, and measure how long writers wait (--hosts=2)
     Networks {
         /// How often
@@ -183,6 +200,10 @@ fn run(options: &Options) -> Result<()> {
     if matches!(options.trouble, Some(Trouble::Limping { .. })) {
         settings.extend(limping::SETTINGS.map(str::to_owned));
     }
+    if let Some(Trouble::Crowd { sessions, .. }) = &options.trouble {
+        settings.extend(crowd::SETTINGS.map(str::to_owned));
+        crowd::allow(*sessions)?;
+    }
     let chooses_leaders = matches!(
         options.trouble,
         Some(Trouble::Synchronize { .. } | Trouble::Doubt | Trouble::Rollover { .. })
@@ -222,6 +243,9 @@ fn run_in(options: &Options, ensemble: &mut Ensemble) -> Result<()> {
         began.elapsed(),
         ensemble.leader()
     );
+    if let Some(Trouble::Crowd { sessions, kills }) = &options.trouble {
+        return lose_server(ensemble, *sessions, *kills);
+    }
     if let Some(Trouble::Failover { kills, znodes }) = &options.trouble {
         return fail_over(ensemble, *kills, *znodes);
     }
@@ -287,6 +311,17 @@ fn make_trouble(options: &Options, ensemble: &mut Ensemble, load: &Load) -> Resu
             Ok(())
         }
         Some(Trouble::HandOver { times, .. }) => hand_over(ensemble, Some(load), *times),
+        Some(Trouble::Rolling { times }) => (0..*times).try_for_each(|_| {
+            rolling::restart_each(ensemble, load, |it| {
+                let successor = it
+                    .successor
+                    .map_or(String::new(), |id| format!(", {id} leads"));
+                println!(
+                    "member {} stopped{successor}: longest wait of a writer {:.1?}",
+                    it.id, it.pause
+                );
+            })
+        }),
         Some(Trouble::Networks { times }) => {
             networks::lose_each(ensemble, load, *times, |at, it| {
                 println!(
@@ -331,6 +366,41 @@ fn fail_over(ensemble: &mut Ensemble, kills: u32, znodes: u64) -> Result<()> {
         at(90).unwrap_or_default(),
         at(100).unwrap_or_default()
     );
+    Ok(())
+}
+
+fn lose_server(ensemble: &mut Ensemble, sessions: usize, kills: u32) -> Result<()> {
+    let ids = ensemble.ids();
+    let addresses = ids.iter().map(|id| ensemble.address(*id));
+    let addresses = addresses.collect::<Result<Vec<_>>>()?;
+    let began = Instant::now();
+    let mut crowd = crowd::Crowd::gather(&addresses, sessions)?;
+    println!("{sessions} sessions opened in {:.1?}", began.elapsed());
+    for at in 1..=kills {
+        let leader = ensemble.leader().context("there is no leader")?;
+        let mut ids = ids.iter().copied();
+        let id = match at % 2 {
+            1 => leader,
+            _ => ids.find(|id| *id != leader).context("nobody follows")?,
+        };
+        crowd.confirm()?;
+        crowd.begin_loss();
+        let killed = Instant::now();
+        ensemble.kill(id)?;
+        crowd.confirm()?;
+        // A follower may not have noticed yet, and answer all the same.
+        ensemble.wait_until_serving(PATIENCE)?;
+        crowd.confirm()?;
+        let it = crowd.settled(killed);
+        let [half, most, all] = it.after;
+        println!(
+            "{at:3}. member {id} killed (leader {leader}): {} clients back, half after {half:.1?}, 99 of 100 after {most:.1?}, \
+             all after {all:.1?}; {} attempts",
+            it.lost, it.attempts
+        );
+        ensemble.spawn(id)?;
+        ensemble.wait_until_serving(PATIENCE)?;
+    }
     Ok(())
 }
 
