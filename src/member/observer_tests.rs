@@ -20,7 +20,7 @@ const LEADER: LinkId = LinkId(1);
 const FIRST: LinkId = LinkId(5);
 const SECOND: LinkId = LinkId(6);
 
-const SESSION: SessionId = SessionId(0x4_00_0001);
+const SESSION: SessionId = SessionId(0x0400_0001);
 
 const TIMEOUT_MS: i32 = 4_000;
 
