@@ -242,7 +242,7 @@ fn no_link_outlives_the_epoch_or_the_leader() {
     let close = Output::Close { link: LINK };
     let mut follower = serve();
     follower.epoch = Epoch(4);
-    assert_eq!(follower.attend(vec![]), [close.clone()]);
+    assert_eq!(follower.attend(vec![]), std::slice::from_ref(&close));
 
     // The leader's next epoch has begun, and this server has not said yet that it serves in it.
     let mut follower = serve();
@@ -260,7 +260,7 @@ fn no_link_outlives_the_epoch_or_the_leader() {
         let mut outputs = Vec::new();
         let core = &follower.core;
         follower.master.attend(core, following, 0, &mut outputs);
-        assert_eq!(outputs, [close.clone()], "{following:?}");
+        assert_eq!(outputs, std::slice::from_ref(&close), "{following:?}");
         assert_eq!(follower.master.observers().count(), 0);
     }
 }
