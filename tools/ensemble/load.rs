@@ -80,6 +80,8 @@ pub struct Load {
 struct Control {
     stop: AtomicBool,
     pause: AtomicBool,
+    /// Writers that have made their znodes.
+    begun: AtomicU32,
     /// Writers that have nothing in flight and keep it so.
     idle: AtomicU32,
     acknowledged: AtomicU64,
@@ -147,12 +149,22 @@ impl Load {
         let writers = writers.collect();
         let (flying, addresses) = (Arc::clone(&control), addresses.to_vec());
         let mayflies = move || mayflies(&addresses, &flying.stop);
-        Ok(Self {
+        let load = Self {
             writers,
             mayflies: plan.mayflies.then(|| thread::spawn(mayflies)),
             control,
             paces,
-        })
+        };
+        // What each begins with is not repeated, so nobody must be killed before.
+        let deadline = Instant::now() + FIND_PATIENCE;
+        while (load.control.begun.load(Ordering::Relaxed) as usize) < load.writers.len() {
+            if load.has_failed() || Instant::now() > deadline {
+                load.stop()?;
+                bail!("the writers have not begun after {FIND_PATIENCE:?}");
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(load)
     }
 
     /// Steps acknowledged so far.
@@ -287,6 +299,7 @@ impl Writer {
         let ephemeral = ephemeral(self.id);
         self.session()?.call(&create_ephemeral(&ephemeral))?.ok()?;
         self.heard = Instant::now();
+        self.control.begun.fetch_add(1, Ordering::Relaxed);
         loop {
             let ending = self.control.stop.load(Ordering::Relaxed);
             let pausing = self.control.pause.load(Ordering::Relaxed);

@@ -272,7 +272,10 @@ fn run_in(options: &Options, ensemble: &mut Ensemble) -> Result<()> {
     let made = make_trouble(options, ensemble, &load);
     let checked = stop_and_check(ensemble, load, &addresses);
     // What a writer saw says more than that it does not write any more.
-    checked.and(made)?;
+    match (checked, made) {
+        (Err(checked), Err(made)) => return Err(checked.context(format!("{made:#}; then"))),
+        (checked, made) => checked.and(made)?,
+    }
     println!("nothing lost, {:.1?}", began.elapsed());
     Ok(())
 }

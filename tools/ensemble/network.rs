@@ -310,6 +310,10 @@ mod tests {
 
     fn read(stream: &mut TcpStream, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
+        // Rather a failure than a test that never ends.
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
         stream.read_exact(&mut bytes).unwrap();
         bytes
     }
