@@ -136,6 +136,13 @@ impl Crowd {
         Ok(crowd)
     }
 
+    /// How many clients are at the server with this place in the list of addresses.
+    pub fn count_at(&self, server: usize) -> usize {
+        let servers = self.addresses.len();
+        let is_there = |it: &&Client| it.at % servers == server;
+        self.clients.iter().filter(is_there).count()
+    }
+
     /// Counts anew: a server is about to be killed.
     pub fn begin_loss(&mut self) {
         self.attempts = 0;

@@ -381,11 +381,11 @@ fn lose_server(ensemble: &mut Ensemble, sessions: usize, kills: u32) -> Result<(
     println!("{sessions} sessions opened in {:.1?}", began.elapsed());
     for at in 1..=kills {
         let leader = ensemble.leader().context("there is no leader")?;
-        let mut ids = ids.iter().copied();
-        let id = match at % 2 {
-            1 => leader,
-            _ => ids.find(|id| *id != leader).context("nobody follows")?,
-        };
+        // The follower that has most of them.
+        let followers = ids.iter().enumerate().filter(|(_, id)| **id != leader);
+        let follower = followers.max_by_key(|(at, _)| crowd.count_at(*at));
+        let (_, follower) = follower.context("nobody follows")?;
+        let id = if at % 2 == 1 { leader } else { *follower };
         crowd.confirm()?;
         crowd.begin_loss();
         let killed = Instant::now();

@@ -1,10 +1,7 @@
 //! Hosts in namespaces: what is cut gets lost without a word, one way where one way is cut, and arrives again afterwards.
 //! Says so, and does nothing, where no namespaces can be made.
-#![expect(
-    clippy::print_stdout,
-    clippy::unwrap_used,
-    reason = "a test that runs on its own"
-)]
+#![expect(clippy::print_stdout, reason = "a test's report")]
+#![expect(clippy::unwrap_used, reason = "a test without a harness")]
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
