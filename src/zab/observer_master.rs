@@ -198,6 +198,10 @@ impl<P: Clone> ObserverMaster<P> {
         let (Some(epoch), Some(progress)) = (self.epoch, self.observers.get_mut(&link)) else {
             return;
         };
+        if through.epoch() > epoch {
+            // The leader has begun another epoch. Once this server serves in it, whoever was told of this one comes again.
+            return;
+        }
         let last_logged = last_logged.filter(|_| !self.needs_snapshot.contains(&progress.id));
         let is_ahead = last_logged.is_some_and(|last| last > through);
         let is_of_history =

@@ -255,6 +255,11 @@ fn no_link_outlives_the_epoch_or_the_leader() {
         [commit, close.clone()]
     );
 
+    // Whoever comes meanwhile waits until it has, and comes again.
+    assert_eq!(follower.come(Some(zxid(3, 1))).0, []);
+    follower.epoch = Epoch(4);
+    assert_eq!(follower.attend(vec![]), std::slice::from_ref(&close));
+
     for following in [Following::No, Following::NotYet] {
         let mut follower = serve();
         let mut outputs = Vec::new();
