@@ -382,6 +382,8 @@ fn settings_with_observer() -> PeerSettings {
     }
     let free = TcpListener::bind("127.0.0.2:0").unwrap();
     settings.observer_master_port = Some(free.local_addr().unwrap().port());
+    // No link ends here for want of packets.
+    settings.silence_max = 4 * PATIENCE;
     settings
 }
 

@@ -3,6 +3,7 @@
 //!
 //! All clients write at the observers, so that each request, each session and each acknowledgement goes by way of a
 //! follower. Then that follower is killed, later the leader.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
