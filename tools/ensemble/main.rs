@@ -270,6 +270,10 @@ fn run_in(options: &Options, ensemble: &mut Ensemble) -> Result<()> {
     };
     let load = Load::start(&addresses, plan)?;
     let made = make_trouble(options, ensemble, &load);
+    if let Err(error) = &made {
+        // With a member down the check may find nothing else to say.
+        eprintln!("{error:#}");
+    }
     let checked = stop_and_check(ensemble, load, &addresses);
     // What a writer saw says more than that it does not write any more.
     match (checked, made) {
