@@ -318,6 +318,34 @@ fn nothing_is_appended_while_a_snapshot_takes_the_place() {
     });
 }
 
+/// Whether the manifest names the old history or the new one is unknown then: nothing may be written to either.
+#[test]
+fn a_replacement_dropped_half_way_latches_the_log() {
+    let disk = SimDisk::new(1);
+    let opened = {
+        let disk = disk.clone();
+        async move { open(&disk).await }
+    };
+    let Opened { store, mut log, .. } = disk.run(opened).expect("an end");
+    let first = hand_over(&mut log, &[1], 1);
+    disk.run(first).expect("an end").expect("write");
+    let info = make_snapshot(&disk, &store, 9);
+    disk.hold_completions(true);
+    let install = {
+        let store = store.clone();
+        async move { store.install_snapshot(info).await }
+    };
+    // Stalls while it is held, and is dropped there.
+    assert!(disk.run(install).is_none());
+    disk.hold_completions(false);
+    let second = hand_over(&mut log, &[2], 1);
+    let refused = disk.run(second).expect("an end");
+    assert!(
+        matches!(refused, Err(StorageError::Abandoned)),
+        "{refused:?}"
+    );
+}
+
 #[test]
 fn a_truncation_below_every_snapshot_is_refused() {
     with_store(|disk, opened| async move {
