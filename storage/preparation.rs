@@ -175,12 +175,14 @@ impl<D: Disk> Shared<D> {
 impl<D: Disk> State<D> {
     /// How much `segment`, which is filled this far, is wanted: it is to be ready when the active one is half full.
     ///
+    /// A member that takes a snapshot in its log's place waits for it too, and serves nobody before it is there.
+    ///
     /// A store's first one is filled whole though its seal waits for it: nobody is served yet, and what will be written
     /// to it is the faster for it.
     fn urgency(&self, segment: &Segment<D>, filled: u64) -> Urgency {
         let share = |part: u64, whole: u64| u128::from(part) * u128::from(whole);
         let is_first = self.durable_sequence == 0;
-        if self.active.ready().is_none() && !is_first {
+        if self.is_replaced || (self.active.ready().is_none() && !is_first) {
             Urgency::Waiting
         } else if is_first
             || share(filled, self.active.bytes) < 2 * share(self.offset, segment.bytes)

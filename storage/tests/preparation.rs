@@ -83,6 +83,24 @@ fn how_much_the_next_segment_is_wanted_follows_the_log() {
 }
 
 #[test]
+fn a_log_that_a_snapshot_replaces_waits_for_no_zeros() {
+    let disk = SimDisk::new(1);
+    let Opened { mut log, store, .. } = open(&disk);
+    write(&disk, &mut log, 1);
+    assert_eq!(disk.last_urgency(), Some(Urgency::Soon));
+    log.begin_generation(1);
+    let files = disk.clone();
+    let install = async move {
+        let writer = SnapshotWriter::create_with(files, store.snapshot_dir(), Zxid(60), None);
+        let snapshot = writer.expect("create").finish(0, [0; 4]).expect("finish");
+        store.install_snapshot(snapshot).await.expect("install");
+    };
+    disk.run(install).expect("the installation comes to an end");
+    assert_eq!(disk.last_urgency(), Some(Urgency::Waiting));
+    write(&disk, &mut log, 61);
+}
+
+#[test]
 fn purged_segments_are_kept_while_there_is_room() {
     for (available, expect) in [(1 << 40, 5), (300 << 10, 2)] {
         let disk = SimDisk::new(1);
