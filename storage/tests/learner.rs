@@ -331,12 +331,8 @@ fn a_replacement_dropped_half_way_latches_the_log() {
     disk.run(first).expect("an end").expect("write");
     let info = make_snapshot(&disk, &store, 9);
     disk.hold_completions(true);
-    let install = {
-        let store = store.clone();
-        async move { store.install_snapshot(info).await }
-    };
     // Stalls while it is held, and is dropped there.
-    assert!(disk.run(install).is_none());
+    assert!(disk.run(store.install_snapshot(info)).is_none());
     disk.hold_completions(false);
     let second = hand_over(&mut log, &[2], 1);
     let refused = disk.run(second).expect("an end");
