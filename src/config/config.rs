@@ -628,7 +628,7 @@ impl Default for SnapshotConfig {
             txns_min: 100_000,
             log_bytes_min: 128 << 20,
             log_bytes_max: Some(4 << 30),
-            bytes_per_second_max: Some(64 << 20),
+            bytes_per_second_max: Some(32 << 20),
             is_compressed: false,
             retain_count: 3,
             purge_interval_ms: Some(3_600_000),

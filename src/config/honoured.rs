@@ -178,7 +178,7 @@ pub(crate) const KEYS: &[Key] = &[
     int(
         "ringkeeper.snapshotKbPerSecond",
         Owner::Ringkeeper,
-        "65536",
+        "32768",
         "KiB per second that writing a snapshot may take of the disk; 0 for as much as it gives",
         0,
         1 << 30,
