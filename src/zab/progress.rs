@@ -102,12 +102,12 @@ impl Progress {
         if zxid <= self.acked {
             return Ok(());
         }
-        let is_next = match self.takes_runs() {
-            true => history.contains(zxid),
-            false => {
-                zxid <= committed || history.successor(self.acked.max(committed)) == Some(zxid)
-            }
-        };
+        // What is committed may have been purged here since.
+        let is_next = zxid <= committed
+            || match self.takes_runs() {
+                true => history.contains(zxid),
+                false => history.successor(self.acked.max(committed)) == Some(zxid),
+            };
         if zxid > self.sent || !is_next {
             return Err(Violation::AckOrder {
                 from: self.id,
@@ -204,6 +204,11 @@ mod tests {
         assert_eq!(ack(Zxid::new(Epoch(0), 9)), (true, zxid(3)), "known");
         assert_eq!(ack(zxid(5)), (false, zxid(3)), "was never sent");
         assert_eq!(ack(zxid(4)), (true, zxid(4)));
+
+        history.purge(zxid(5));
+        progress.acked = zxid(1);
+        let late = progress.ack(zxid(3), zxid(5), &history, now);
+        assert!(late.is_ok(), "committed, and purged here");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! front part of what it sent.
 //!
 //! Each writer also owns an ephemeral znode, which must be there as long as its session is, and must be
-//! gone when that is closed. Beside the writers there are [mayflies](crate::mayflies).
+//! gone when that is closed. Beside the writers there are mayflies (`mayflies.rs`).
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
