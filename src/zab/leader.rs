@@ -19,7 +19,6 @@ use crate::broadcast::Outstanding;
 use crate::contract::{Epochs, Mode, Output, Role, SyncOrigin};
 use crate::core_state::{CoreState, request_flush};
 use crate::discovery::{Gathering, Promises, Summary};
-use crate::history::follows;
 use crate::message::{LinkId, Message, Proposal};
 use crate::progress::{Introduction, Progress, Stage};
 use crate::quorum::Ensemble;
@@ -311,21 +310,7 @@ impl<P: Clone> Leader<P> {
         let Some(progress) = self.learners.get_mut(&link).filter(reading) else {
             return;
         };
-        progress.heard_at = core.now;
-        for proposal in proposals {
-            let zxid = proposal.zxid;
-            // ZOOKEEPER-4925: a hole in what is sent becomes a hole in the learner's log.
-            assert!(
-                follows(zxid, progress.sent),
-                "storage read {zxid:?} after {:?}",
-                progress.sent
-            );
-            progress.sent = zxid;
-            let message = Message::Proposal(proposal);
-            outputs.push(Output::Send { link, message });
-            let message = Message::Commit { zxid };
-            outputs.push(Output::Send { link, message });
-        }
+        progress.send_history(link, proposals, core.now, outputs);
         self.feed(core, link, outputs);
     }
 
@@ -345,13 +330,7 @@ impl<P: Clone> Leader<P> {
     ) {
         let sending = |progress: &&mut Progress| progress.stage == Stage::Snapshot;
         if let Some(progress) = self.learners.get_mut(&link).filter(sending) {
-            assert!(
-                zxid <= progress.sent,
-                "a snapshot of {zxid:?} was sent, but {:?} was asked for at most",
-                progress.sent
-            );
-            progress.sent = zxid;
-            progress.heard_at = core.now;
+            progress.snapshot_sent(zxid, core.now);
             self.needs_snapshot.remove(&progress.id);
             self.feed(core, link, outputs);
         }

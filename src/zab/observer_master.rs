@@ -272,20 +272,7 @@ impl<P: Clone> ObserverMaster<P> {
         let Some(progress) = self.observers.get_mut(&link).filter(reading) else {
             return;
         };
-        progress.heard_at = core.now;
-        for proposal in proposals {
-            let zxid = proposal.zxid;
-            assert!(
-                follows(zxid, progress.sent),
-                "storage read {zxid:?} after {:?}",
-                progress.sent
-            );
-            progress.sent = zxid;
-            let message = Message::Proposal(proposal);
-            outputs.push(Output::Send { link, message });
-            let message = Message::Commit { zxid };
-            outputs.push(Output::Send { link, message });
-        }
+        progress.send_history(link, proposals, core.now, outputs);
         self.feed(core, link, outputs);
     }
 
@@ -305,13 +292,7 @@ impl<P: Clone> ObserverMaster<P> {
     ) {
         let sending = |progress: &&mut Progress| progress.stage == Stage::Snapshot;
         if let Some(progress) = self.observers.get_mut(&link).filter(sending) {
-            assert!(
-                zxid <= progress.sent,
-                "a snapshot of {zxid:?} was sent, but {:?} was asked for at most",
-                progress.sent
-            );
-            progress.sent = zxid;
-            progress.heard_at = core.now;
+            progress.snapshot_sent(zxid, core.now);
             self.needs_snapshot.remove(&progress.id);
             self.feed(core, link, outputs);
         }

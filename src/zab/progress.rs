@@ -5,7 +5,9 @@
 use ringkeeper_proto::quorum::Capabilities;
 use ringkeeper_proto::{Epoch, ServerId, Zxid};
 
-use crate::history::History;
+use crate::contract::Output;
+use crate::history::{History, follows};
+use crate::message::{LinkId, Message, Proposal};
 use crate::timer::Moment;
 use crate::violation::Violation;
 
@@ -82,6 +84,42 @@ impl Progress {
     pub(crate) fn synced(&mut self, now: Moment) {
         self.stage = Stage::Synced;
         self.unacked_since = (self.acked < self.sent).then_some(now);
+    }
+
+    /// Sends it history, each transaction as committed.
+    pub(crate) fn send_history<P>(
+        &mut self,
+        link: LinkId,
+        proposals: Vec<Proposal<P>>,
+        now: Moment,
+        outputs: &mut Vec<Output<P>>,
+    ) {
+        self.heard_at = now;
+        for proposal in proposals {
+            let zxid = proposal.zxid;
+            // ZOOKEEPER-4925: a hole in what is sent becomes a hole in the learner's log.
+            assert!(
+                follows(zxid, self.sent),
+                "storage read {zxid:?} after {:?}",
+                self.sent
+            );
+            self.sent = zxid;
+            let message = Message::Proposal(proposal);
+            outputs.push(Output::Send { link, message });
+            let message = Message::Commit { zxid };
+            outputs.push(Output::Send { link, message });
+        }
+    }
+
+    /// The snapshot that was asked for is sent, as of `zxid`.
+    pub(crate) fn snapshot_sent(&mut self, zxid: Zxid, now: Moment) {
+        assert!(
+            zxid <= self.sent,
+            "a snapshot of {zxid:?} was sent, but {:?} was asked for at most",
+            self.sent
+        );
+        self.sent = zxid;
+        self.heard_at = now;
     }
 
     /// A proposal is sent.

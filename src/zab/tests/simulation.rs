@@ -7,6 +7,10 @@
 
 mod cluster;
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::panic::{RefUnwindSafe, catch_unwind, resume_unwind};
+
 use ringkeeper_proto::ServerId;
 use ringkeeper_zab::{Ensemble, LinkId, Role, Timing};
 
@@ -420,29 +424,14 @@ fn random_runs_keep_the_invariants_and_recover() {
         seed => (seed, 1),
     };
     let steps = usize::try_from(number("SIM_STEPS", 6_000)).unwrap();
-    let mut totals = std::collections::BTreeMap::<&str, u64>::new();
-    for seed in first..first + seeds {
-        let run = std::panic::catch_unwind(|| {
-            let mut simulation = Simulation::new(seed);
-            simulation.cluster.print = number("SIM_PRINT", 0) > 0;
-            simulation.run(steps);
-            simulation.recover();
-            simulation.cluster.stats
-        });
-        match run {
-            Ok(stats) => {
-                for (what, count) in stats {
-                    *totals.entry(what).or_default() += count;
-                }
-            }
-            Err(cause) => {
-                eprintln!(
-                    "SIM_SEED={seed} SIM_STEPS={steps} cargo test -p ringkeeper-zab --test simulation"
-                );
-                std::panic::resume_unwind(cause);
-            }
-        }
-    }
+    let replay = format!("SIM_STEPS={steps} cargo test -p ringkeeper-zab --test simulation");
+    let totals = run_seeds(first..first + seeds, &replay, |seed| {
+        let mut simulation = Simulation::new(seed);
+        simulation.cluster.print = number("SIM_PRINT", 0) > 0;
+        simulation.run(steps);
+        simulation.recover();
+        simulation.cluster.stats
+    });
     eprintln!("{seeds} runs of {steps} steps: {totals:?}");
     // A run in which nothing happens proves nothing.
     if seeds >= 100 {
@@ -472,37 +461,41 @@ fn random_runs_keep_the_invariants_and_recover() {
     }
 }
 
+/// Runs each seed, and adds up what happened. The first that fails says how it is replayed.
+fn run_seeds(
+    seeds: Range<u64>,
+    replay: &str,
+    run: impl Fn(u64) -> BTreeMap<&'static str, u64> + RefUnwindSafe,
+) -> BTreeMap<&'static str, u64> {
+    let mut totals = BTreeMap::new();
+    for seed in seeds {
+        let stats = catch_unwind(|| run(seed)).unwrap_or_else(|cause| {
+            eprintln!("SIM_SEED={seed} {replay}");
+            resume_unwind(cause)
+        });
+        for (what, count) in stats {
+            *totals.entry(what).or_default() += count;
+        }
+    }
+    totals
+}
+
 /// What [`cluster`] checks at every step holds for observers that are served by followers as well. (TRUNC they need too
 /// rarely: `observer_master_tests.rs` has it.)
 #[test]
 fn observers_at_followers_show_what_is_committed() {
-    let mut totals = std::collections::BTreeMap::<&str, u64>::new();
     let (first, seeds) = match number("SIM_SEED", 0) {
         0 => (1, number("SIM_SEEDS", 120)),
         seed => (seed, 1),
     };
-    for seed in first..first + seeds {
-        let run = std::panic::catch_unwind(|| {
-            let mut simulation = Simulation::with_observers(seed);
-            simulation.cluster.print = number("SIM_PRINT", 0) > 0;
-            simulation.run_with_observers(300);
-            simulation.recover();
-            simulation.cluster.stats
-        });
-        match run {
-            Ok(stats) => {
-                for (what, count) in stats {
-                    *totals.entry(what).or_default() += count;
-                }
-            }
-            Err(cause) => {
-                eprintln!(
-                    "SIM_SEED={seed} cargo test -p ringkeeper-zab --test simulation observers"
-                );
-                std::panic::resume_unwind(cause);
-            }
-        }
-    }
+    let replay = "cargo test -p ringkeeper-zab --test simulation observers";
+    let totals = run_seeds(first..first + seeds, replay, |seed| {
+        let mut simulation = Simulation::with_observers(seed);
+        simulation.cluster.print = number("SIM_PRINT", 0) > 0;
+        simulation.run_with_observers(300);
+        simulation.recover();
+        simulation.cluster.stats
+    });
     eprintln!("{seeds} runs: {totals:?}");
     if seeds >= 100 {
         let needed = [
