@@ -45,6 +45,8 @@ enum Syncing {
     Session(SessionId),
     /// An observer's that this follower serves.
     Observer(LinkId),
+    /// Somebody's who is answered already.
+    Nobody,
 }
 
 /// A request that waits.
@@ -106,12 +108,24 @@ impl Learning {
         self.waiting.entry(session).or_default().push_back(waiting);
     }
 
-    /// Takes the request that `header`'s transaction came of, and what waits before it: that has got lost.
-    fn take(&mut self, header: &TxnHeader) -> Option<(Waiting, Vec<ClientKey>)> {
-        let queue = self.waiting.get_mut(&header.session)?;
-        let at = queue.iter().position(|it| it.is_asked_by(header))?;
-        let lost = queue.drain(..at).map(|it| it.to).collect();
-        Some((queue.pop_front()?, lost))
+    /// Takes the first request of `session` that is looked for, and what waits before it.
+    fn take(
+        &mut self,
+        session: SessionId,
+        is_looked_for: impl Fn(&Waiting) -> bool,
+    ) -> Option<(Vec<Waiting>, Waiting)> {
+        let queue = self.waiting.get_mut(&session)?;
+        let at = queue.iter().position(is_looked_for)?;
+        let earlier = queue.drain(..at).collect();
+        Some((earlier, queue.pop_front()?))
+    }
+
+    /// The oldest sync of `session` is answered before its SYNC comes, if it comes.
+    fn sync_is_answered(&mut self, session: SessionId) {
+        let is_its = |it: &&mut Syncing| matches!(it, Syncing::Session(whose) if *whose == session);
+        if let Some(syncing) = self.syncs.iter_mut().find(is_its) {
+            *syncing = Syncing::Nobody;
+        }
     }
 
     /// Forgets what waits for the session of a transaction that was asked for at another server: the session has gone
@@ -272,33 +286,63 @@ impl<D: Disk> Core<D> {
 
     /// Answers what the leader does not have, and what has nothing before it any more.
     fn answer_next(&mut self, session: SessionId) {
-        let zxid = self.head.zxid();
         while let Some(queue) = self.learning.waiting.get_mut(&session) {
-            let Some(&Waiting {
-                to,
-                cxid,
-                keep_before,
-                ref kind,
-                ..
-            }) = queue.front()
-            else {
+            let Some(next) = queue.front() else {
                 self.learning.waiting.remove(&session);
                 return;
             };
-            let outcome = match kind {
-                Kind::Refused(error) => Err(*error),
+            let outcome = match next.kind {
+                Kind::Refused(error) => Err(error),
                 Kind::Closes => Ok(WriteReply::Empty),
                 Kind::Forwarded | Kind::Sync | Kind::NewSession { .. } => return,
             };
-            queue.pop_front();
-            let answer = Answer::Write {
-                to,
-                xid: Xid(cxid),
-                outcome,
-            };
-            let before = keep_before.then(|| Box::new(self.head.clone()));
-            self.step(zxid, before, answer);
+            if let Some(next) = queue.pop_front() {
+                self.answer_unwritten(&next, outcome);
+            }
         }
+    }
+
+    /// Answers what no transaction comes back of.
+    fn answer_unwritten(&mut self, waiting: &Waiting, outcome: Result<WriteReply, ZkError>) {
+        let answer = Answer::Write {
+            to: waiting.to,
+            xid: Xid(waiting.cxid),
+            outcome,
+        };
+        let before = waiting.keep_before.then(|| Box::new(self.head.clone()));
+        self.step(self.head.zxid(), before, answer);
+    }
+
+    /// Answers what a session asked before a request whose turn has come; false when one of these has got lost, and
+    /// its client is told by the end of its connection.
+    ///
+    /// A sync is done by then: its leader had got it before that request, and all that was committed when it came is
+    /// committed here. Its SYNC got lost with a leader that has handed over.
+    fn answer_earlier(&mut self, session: SessionId, earlier: Vec<Waiting>) -> bool {
+        for waiting in earlier {
+            let outcome = match waiting.kind {
+                Kind::Sync => {
+                    self.learning.sync_is_answered(session);
+                    Ok(WriteReply::Empty)
+                }
+                Kind::Closes => Ok(WriteReply::Empty),
+                Kind::Refused(error) => Err(error),
+                Kind::Forwarded | Kind::NewSession { .. } => {
+                    self.drop_clients(vec![waiting.to]);
+                    return false;
+                }
+            };
+            self.answer_unwritten(&waiting, outcome);
+        }
+        true
+    }
+
+    /// The request that `header`'s transaction came of, when it can be answered.
+    fn take_asked(&mut self, header: &TxnHeader) -> Option<Waiting> {
+        let session = header.session;
+        let is_it = |it: &Waiting| it.is_asked_by(header);
+        let (earlier, asked) = self.learning.take(session, is_it)?;
+        self.answer_earlier(session, earlier).then_some(asked)
     }
 
     /// SYNC came: the oldest sync is done.
@@ -309,32 +353,13 @@ impl<D: Disk> Core<D> {
                 self.send(link, Message::Sync.into());
                 return;
             }
-            None => return,
-        };
-        let zxid = self.head.zxid();
-        let Some(queue) = self.learning.waiting.get_mut(&session) else {
-            return;
+            Some(Syncing::Nobody) | None => return,
         };
         let is_sync = |it: &Waiting| matches!(it.kind, Kind::Sync);
-        let Some(at) = queue.iter().position(is_sync) else {
-            return;
-        };
-        let lost: Vec<_> = queue.drain(..at).map(|it| it.to).collect();
-        if let Some(Waiting {
-            to,
-            cxid,
-            keep_before,
-            ..
-        }) = queue.pop_front()
+        if let Some((earlier, sync)) = self.learning.take(session, is_sync)
+            && self.answer_earlier(session, earlier)
         {
-            let answer = Answer::Write {
-                to,
-                xid: Xid(cxid),
-                outcome: Ok(WriteReply::Empty),
-            };
-            self.drop_clients(lost);
-            let before = keep_before.then(|| Box::new(self.head.clone()));
-            self.step(zxid, before, answer);
+            self.answer_unwritten(&sync, Ok(WriteReply::Empty));
             self.answer_next(session);
         }
     }
@@ -360,8 +385,8 @@ impl<D: Disk> Core<D> {
     fn apply(&mut self, record: &Record) {
         let (header, txn, digest) =
             decode_record(&record.bytes).expect("it was decoded once when it came");
-        let taken = self.learning.take(&header);
-        let wants_before = taken.as_ref().is_some_and(|(it, _)| it.keep_before);
+        let asked = self.take_asked(&header);
+        let wants_before = asked.as_ref().is_some_and(|it| it.keep_before);
         let before = wants_before.then(|| Box::new(self.head.clone()));
         let applied = self.head.apply(&header, &txn, &mut self.events);
         self.unpublished = true;
@@ -375,14 +400,14 @@ impl<D: Disk> Core<D> {
         let outcome = applied
             .outcome
             .map_err(|code| ZkError::from_code(code).unwrap_or(ZkError::SystemError));
-        let (answer, lost) = match taken {
-            Some((waiting, lost)) => (self.answer_of(&header, waiting, outcome), lost),
-            None => (
-                self.answer_of_others(&header),
-                self.learning.overtaken(&header),
-            ),
+        let answer = match asked {
+            Some(waiting) => self.answer_of(&header, waiting, outcome),
+            None => {
+                let overtaken = self.learning.overtaken(&header);
+                self.drop_clients(overtaken);
+                self.answer_of_others(&header)
+            }
         };
-        self.drop_clients(lost);
         self.step(header.zxid, before, answer);
         self.answer_next(header.session);
     }

@@ -8,14 +8,14 @@ use ringkeeper_peers::{Packet, PeerCommand, PeerEvent, Rider};
 use ringkeeper_proto::election::{Ballot, PeerState, Vote};
 use ringkeeper_proto::quorum::{ForwardedRequest, Revalidated, Revalidation};
 use ringkeeper_proto::request::CreateRequest;
-use ringkeeper_proto::txn::decode_record;
+use ringkeeper_proto::txn::{Txn, decode_record, encode_record};
 use ringkeeper_proto::{
-    Acl, AclList, Epoch, OpCode, Request, ServerId, SessionId, Xid, ZkError, Zxid,
+    Acl, AclList, Epoch, OpCode, Request, ServerId, SessionId, TxnHeader, Xid, ZkError, Zxid,
 };
 use ringkeeper_storage::{Dirs, LogOptions, Opened, SimDisk, Store};
 use ringkeeper_transport::{Chain, Cursor};
 use ringkeeper_tree::Tree;
-use ringkeeper_zab::{LinkId, Message, Notification};
+use ringkeeper_zab::{LinkId, Message, Notification, Proposal};
 
 use crate::core::{Core, CoreParts};
 use crate::messages::{ClientMessage, ClientNotice, Now, WriteMessage};
@@ -185,16 +185,12 @@ impl Member {
             keep_before: false,
             arrived_us: 0,
         }));
-        let mut outcomes = Vec::new();
-        while let Some(publication) = self.cursor.next() {
-            for step in &publication.steps {
-                if let Answer::Write { to, outcome, .. } = &step.answer {
-                    assert_eq!(*to, from);
-                    outcomes.push(outcome.as_ref().map(|_| ()).map_err(|error| *error));
-                }
-            }
-        }
-        outcomes
+        let answers = self.answers().into_iter();
+        let outcomes = answers.map(|(to, _, outcome)| {
+            assert_eq!(to, from);
+            outcome
+        });
+        outcomes.collect()
     }
 
     /// Servers 2 and 3 say that 2 leads.
@@ -217,6 +213,40 @@ impl Member {
             });
         }
         self.turn();
+    }
+
+    pub(crate) fn receive(&mut self, link: LinkId, packet: impl Into<Packet>) {
+        let packet = packet.into();
+        self.core.hear_peer(PeerEvent::Received { link, packet });
+        self.turn();
+    }
+
+    /// Server 2 leads, with no history, and is reached by `link`.
+    pub(crate) fn follow(&mut self, link: LinkId) {
+        self.hear_of_a_leader();
+        let leader = ServerId(2);
+        let connected = PeerEvent::Connected { leader, link };
+        self.core.hear_peer(connected);
+        let (epoch, extended) = (Epoch(2), true);
+        self.receive(link, Message::LeaderInfo { epoch, extended });
+        self.receive(link, Message::Diff { zxid: Zxid::ZERO });
+        let config = "".into();
+        self.receive(link, Message::NewLeader { epoch, config });
+        self.receive(link, Message::UpToDate);
+        assert_eq!(self.core.standing(), Standing::Following(leader));
+    }
+
+    /// The answers to requests that are published by now, in their order.
+    fn answers(&mut self) -> Vec<(ClientKey, Xid, Result<(), ZkError>)> {
+        let mut answers = Vec::new();
+        while let Some(publication) = self.cursor.next() {
+            for step in &publication.steps {
+                if let Answer::Write { to, xid, outcome } = &step.answer {
+                    answers.push((*to, *xid, outcome.as_ref().map(|_| ()).map_err(|it| *it)));
+                }
+            }
+        }
+        answers
     }
 }
 
@@ -477,4 +507,58 @@ fn the_leader_is_not_told_of_local_sessions() {
     assert_eq!(told(&mut member), 0);
     member.core.sessions.upgrade(SessionId(5));
     assert_eq!(told(&mut member), 12);
+}
+
+/// A leader that hands over may have answered a sync, and the answer is not told any more: the commit of what the session
+/// asked behind it is.
+#[test]
+fn a_learner_answers_a_sync_before_what_its_session_asked_later() {
+    let link = LinkId(1);
+    let mut member = Member::with(THREE, true);
+    member.follow(link);
+    let (from, session) = (member.client(), SessionId(0x0400_0001));
+    for (xid, op, body) in [
+        (1, OpCode::Sync, Bytes::from_static(b"\0\0\0\x01/")),
+        (2, OpCode::Create, create("/a", 0)),
+        (3, OpCode::Sync, Bytes::from_static(b"\0\0\0\x01/")),
+    ] {
+        member.hear(ClientMessage::Write(WriteMessage {
+            from,
+            session,
+            xid: Xid(xid),
+            op,
+            body,
+            identities: [].into(),
+            keep_before: false,
+            arrived_us: 0,
+        }));
+    }
+    assert_eq!(member.answers(), []);
+    let zxid = Zxid::new(Epoch(2), 1);
+    let header = TxnHeader {
+        session,
+        cxid: 2,
+        zxid,
+        time_ms: 0,
+        op: OpCode::Error,
+    };
+    let error = Txn::Error {
+        code: ZkError::NoNode.code(),
+    };
+    let mut payload = BytesMut::new();
+    encode_record(&header, &error, None, &mut payload);
+    let payload = payload.freeze();
+    member.receive(link, Message::Proposal(Proposal { zxid, payload }));
+    member.receive(link, Message::Commit { zxid });
+    let refused = Err(ZkError::NoNode);
+    assert_eq!(
+        member.answers(),
+        [(from, Xid(1), Ok(())), (from, Xid(2), refused)]
+    );
+    // The SYNC of the first, and of the third.
+    member.receive(link, Message::Sync);
+    assert_eq!(member.answers(), []);
+    member.receive(link, Message::Sync);
+    assert_eq!(member.answers(), [(from, Xid(3), Ok(()))]);
+    assert_eq!(member.notices().len(), 0);
 }

@@ -1,7 +1,7 @@
 //! A follower between observers and the leader: what goes up, what comes down, and to whom.
 
 use bytes::{Bytes, BytesMut};
-use ringkeeper_peers::{Packet, PeerCommand, PeerEvent, Rider};
+use ringkeeper_peers::{Packet, PeerCommand, Rider};
 use ringkeeper_proto::quorum::{
     Capabilities, ForwardedRequest, Revalidated, Revalidation, Touch, TouchTable,
 };
@@ -12,7 +12,6 @@ use crate::core_report::Metric;
 use crate::member_tests::{Member, THREE};
 use crate::messages::{ClientMessage, ClientNotice};
 use crate::publication::ClientKey;
-use crate::standing::Standing;
 
 const LEADER: LinkId = LinkId(1);
 
@@ -23,12 +22,6 @@ const SECOND: LinkId = LinkId(6);
 const SESSION: SessionId = SessionId(0x0400_0001);
 
 const TIMEOUT_MS: i32 = 4_000;
-
-fn receive(member: &mut Member, link: LinkId, packet: impl Into<Packet>) {
-    let packet = packet.into();
-    member.core.hear_peer(PeerEvent::Received { link, packet });
-    member.turn();
-}
 
 /// What was sent on a link.
 fn sent(commands: &[PeerCommand], to: LinkId) -> Vec<Message<Bytes>> {
@@ -42,20 +35,7 @@ fn sent(commands: &[PeerCommand], to: LinkId) -> Vec<Message<Bytes>> {
 /// Server 1 follows server 2, and two observers have come.
 fn follower() -> Member {
     let mut member = Member::with(&format!("observerMasterPort=9\n{THREE}"), true);
-    member.hear_of_a_leader();
-    let leader = ServerId(2);
-    let connected = PeerEvent::Connected {
-        leader,
-        link: LEADER,
-    };
-    member.core.hear_peer(connected);
-    let (epoch, extended) = (Epoch(2), true);
-    receive(&mut member, LEADER, Message::LeaderInfo { epoch, extended });
-    receive(&mut member, LEADER, Message::Diff { zxid: Zxid::ZERO });
-    let config = "".into();
-    receive(&mut member, LEADER, Message::NewLeader { epoch, config });
-    receive(&mut member, LEADER, Message::UpToDate);
-    assert_eq!(member.core.standing(), Standing::Following(leader));
+    member.follow(LEADER);
     let commands: Vec<_> = member.core.commands().collect();
     assert!(commands.contains(&PeerCommand::ServeObservers { open: true }));
 
@@ -67,16 +47,16 @@ fn follower() -> Member {
             config_version: 0,
             capabilities: Capabilities::NONE,
         };
-        receive(&mut member, link, introduction);
+        member.receive(link, introduction);
         let answer = Message::AckEpoch {
             current_epoch: Some(Epoch(0)),
             last_logged: Some(Zxid::ZERO),
             snapshot: false,
             doubted: None,
         };
-        receive(&mut member, link, answer);
-        let zxid = Zxid::new(epoch, 0);
-        receive(&mut member, link, Message::Ack { zxid });
+        member.receive(link, answer);
+        let zxid = Zxid::new(Epoch(2), 0);
+        member.receive(link, Message::Ack { zxid });
         let commands: Vec<_> = member.core.commands().collect();
         assert_eq!(sent(&commands, link).last(), Some(&Message::UpToDate));
     }
@@ -127,11 +107,11 @@ fn the_leader_hears_of_the_sessions_at_observers() {
     TouchTable::put(&mut table, touch);
     let message = Message::Ping { round: 0 };
     let rider = Rider::Touches(table.clone().freeze());
-    receive(&mut member, FIRST, Packet { message, rider });
+    member.receive(FIRST, Packet { message, rider });
     member.core.commands().for_each(drop);
 
     let message = Message::Ping { round: 7 };
-    receive(&mut member, LEADER, message.clone());
+    member.receive(LEADER, message.clone());
     let told = PeerCommand::Send {
         link: LEADER,
         packet: Packet {
@@ -146,16 +126,16 @@ fn the_leader_hears_of_the_sessions_at_observers() {
 fn each_sync_is_answered_to_whom_it_is_of() {
     let mut member = follower();
     let from = member.client();
-    receive(&mut member, FIRST, request(SESSION, OpCode::Sync));
+    member.receive(FIRST, request(SESSION, OpCode::Sync));
     let own = (from, SessionId(7));
     assert_eq!(member.ask(own, OpCode::Sync, Bytes::new()), []);
-    receive(&mut member, SECOND, request(SESSION, OpCode::Sync));
+    member.receive(SECOND, request(SESSION, OpCode::Sync));
     let commands: Vec<_> = member.core.commands().collect();
     assert_eq!(sent(&commands, LEADER).len(), 3);
 
     let mut answered = Vec::new();
     for _ in 0..3 {
-        receive(&mut member, LEADER, Message::Sync);
+        member.receive(LEADER, Message::Sync);
         let commands: Vec<_> = member.core.commands().collect();
         answered.push([FIRST, SECOND].map(|link| sent(&commands, link)));
     }
@@ -174,17 +154,17 @@ fn a_session_that_moves_is_asked_for_and_left_behind() {
     // A client of this server, then the same at an observer.
     let from = member.client();
     come_back(&mut member, from);
-    receive(&mut member, FIRST, question(SESSION));
+    member.receive(FIRST, question(SESSION));
     let commands: Vec<_> = member.core.commands().collect();
     let asked = [question(SESSION), question(SESSION)];
     assert_eq!(sent(&commands, LEADER), asked);
-    receive(&mut member, LEADER, answer(SESSION, true));
+    member.receive(LEADER, answer(SESSION, true));
     let notices = member.notices();
     assert!(
         matches!(notices.as_slice(), [ClientNotice::Attach { to, .. }] if *to == from),
         "{notices:?}"
     );
-    receive(&mut member, LEADER, answer(SESSION, true));
+    member.receive(LEADER, answer(SESSION, true));
     let commands: Vec<_> = member.core.commands().collect();
     assert_eq!(sent(&commands, FIRST), [answer(SESSION, true)]);
     let notices = member.notices();
@@ -194,21 +174,21 @@ fn a_session_that_moves_is_asked_for_and_left_behind() {
     );
 
     let passes = |member: &mut Member, link| {
-        receive(member, link, request(SESSION, OpCode::Create));
+        member.receive(link, request(SESSION, OpCode::Create));
         let commands: Vec<_> = member.core.commands().collect();
         let mut sent = sent(&commands, LEADER).into_iter();
         sent.any(|it| matches!(it, Message::Request(_)))
     };
     assert!(passes(&mut member, FIRST));
     // To another observer: what comes of the first one is late.
-    receive(&mut member, SECOND, question(SESSION));
-    receive(&mut member, LEADER, answer(SESSION, true));
+    member.receive(SECOND, question(SESSION));
+    member.receive(LEADER, answer(SESSION, true));
     assert!(!passes(&mut member, FIRST));
     assert!(passes(&mut member, SECOND));
     // And back to this server.
     let from = member.client();
     come_back(&mut member, from);
-    receive(&mut member, LEADER, answer(SESSION, true));
+    member.receive(LEADER, answer(SESSION, true));
     assert!(!passes(&mut member, SECOND));
 }
 
@@ -217,10 +197,10 @@ fn a_session_that_does_not_live_any_more_moves_nowhere() {
     let mut member = follower();
     let from = member.client();
     come_back(&mut member, from);
-    receive(&mut member, LEADER, answer(SESSION, true));
+    member.receive(LEADER, answer(SESSION, true));
     drop(member.notices());
-    receive(&mut member, FIRST, question(SESSION));
-    receive(&mut member, LEADER, answer(SESSION, false));
+    member.receive(FIRST, question(SESSION));
+    member.receive(LEADER, answer(SESSION, false));
     let commands: Vec<_> = member.core.commands().collect();
     assert_eq!(sent(&commands, FIRST), [answer(SESSION, false)]);
     assert_eq!(member.notices().len(), 0);
