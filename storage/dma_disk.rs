@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     fs, io,
     ops::Deref,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     rc::Rc,
     time::{Duration, Instant},
@@ -102,14 +102,17 @@ impl DmaDisk {
     }
 
     async fn probe_polling(scratch: &Path) -> io::Result<()> {
-        fs::write(scratch, [0xA5; BLOCK_BYTES])?;
-        fs::File::open(scratch)?.sync_all()?;
-        // Checked here because glommio only reports it with the path lost.
+        // Without glommio, which reports a refused O_DIRECT with the path lost. And not flushed: a block written past the
+        // page cache is in the file at once, and a flush waits behind whatever else is written to the device.
+        let mut block = AlignedBuffer::with_capacity(BLOCK_BYTES);
+        block.bytes_mut().fill(0xA5);
         fs::OpenOptions::new()
-            .read(true)
             .write(true)
+            .create(true)
+            .truncate(true)
             .custom_flags(libc::O_DIRECT)
-            .open(scratch)?;
+            .open(scratch)?
+            .write_all_at(block.bytes(), 0)?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)

@@ -51,7 +51,7 @@ pub use dma_disk::{DmaDisk, DmaHandle, DmaRead, DurableVariant};
 pub use error::{DOCTOR, Damage, DamageKind, OpenError, StorageError};
 pub use holdings::{FaultyRange, Holding, Holdings};
 pub use manifest::{SNAPSHOTS_MAX, SnapshotInfo};
-pub use probe::{ProbeReport, check_direct_io, probe};
+pub use probe::{ProbeReport, check_direct_io, choose_variant, probe};
 pub use purge::Purged;
 pub use reader::{LiveRecords, LogReader};
 pub use record::{FRAME_BYTES, Records};

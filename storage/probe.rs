@@ -10,8 +10,12 @@ use crate::{
     error::{OpenError, StorageError},
 };
 
-/// Writes measured of each variant, after as many that only warm up.
-const ROUNDS: usize = 32;
+/// Durable writes of each variant; the first half only warms up.
+const ROUNDS: usize = 64;
+/// No round begins later than this after the first: on a device that is busy, writes wait for long, and so would the start.
+const BUDGET: Duration = Duration::from_millis(500);
+/// With fewer rounds than this the variant is not chosen by what was measured.
+const FEWEST_ROUNDS: usize = 8;
 const SCRATCH: &str = ".durable-write-probe";
 /// The other variant must be this much faster (in percent) to be chosen, so that noise does not choose.
 const GAIN_PERCENT: u32 = 10;
@@ -25,6 +29,8 @@ pub struct ProbeReport {
     pub dsync: Duration,
     /// Median of a 4 KiB write and `fdatasync`.
     pub write_then_flush: Duration,
+    /// How many writes of each those are; few where the device was busy.
+    pub rounds: usize,
     /// The alignment in bytes that O_DIRECT asks for, where the system tells.
     pub alignment: Option<u32>,
     /// What the block device says of its cache ("write back", "write through"), where the system tells.
@@ -38,15 +44,17 @@ pub struct ProbeReport {
 impl fmt::Display for ProbeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let reason = match self.variant {
+            DurableVariant::Dsync if self.rounds < FEWEST_ROUNDS => "the device is busy",
             DurableVariant::Dsync => "not slower",
             DurableVariant::WriteThenFlush => "faster",
         };
         write!(
             f,
-            "durable writes by {} ({reason}: O_DSYNC {} us, write + fdatasync {} us, p50 of {ROUNDS} x 4 KiB",
+            "durable writes by {} ({reason}: O_DSYNC {} us, write + fdatasync {} us, p50 of {} x 4 KiB",
             self.variant.name(),
             self.dsync.as_micros(),
             self.write_then_flush.as_micros(),
+            self.rounds,
         )?;
         if let Some(cache) = &self.write_cache {
             write!(f, "; device cache: {cache}")?;
@@ -58,7 +66,7 @@ impl fmt::Display for ProbeReport {
     }
 }
 
-/// Starts a disk for files in `dir` (made if missing) and chooses its durable-write variant by measuring.
+/// Starts a disk for files in `dir` (made if missing) and chooses its durable-write variant ([`choose_variant`]).
 ///
 /// To be called on the executor that will use the disk, before it opens any other file of that device.
 pub async fn probe(dir: &Path) -> Result<(DmaDisk, ProbeReport), OpenError> {
@@ -68,26 +76,37 @@ pub async fn probe(dir: &Path) -> Result<(DmaDisk, ProbeReport), OpenError> {
     let disk = DmaDisk::start(dir)
         .await
         .map_err(failed("open an O_DIRECT file"))?;
+    let report = choose_variant(&disk, dir).await?;
+    Ok((disk, report))
+}
+
+/// Measures which durable write is faster on the device of `dir`, and sets it; few writes are measured
+/// where each takes long.
+pub async fn choose_variant(disk: &DmaDisk, dir: &Path) -> Result<ProbeReport, StorageError> {
+    let failed = |operation| move |error| StorageError::io(operation, dir, None, error);
     let scratch = dir.join(SCRATCH);
-    let measured = measure(&disk, &scratch).await;
+    let measured = measure(disk, &scratch).await;
     drop(std::fs::remove_file(&scratch));
-    let (dsync, write_then_flush) = measured.map_err(failed("measure durable writes"))?;
-    let variant = if write_then_flush * 100 < dsync * (100 - GAIN_PERCENT) {
+    let [dsync, flush] = measured.map_err(failed("measure durable writes"))?;
+    let rounds = dsync.len();
+    let (dsync, write_then_flush) = (median(dsync), median(flush));
+    let is_faster = write_then_flush * 100 < dsync * (100 - GAIN_PERCENT);
+    let variant = if is_faster && rounds >= FEWEST_ROUNDS {
         DurableVariant::WriteThenFlush
     } else {
         DurableVariant::Dsync
     };
     disk.set_variant(variant);
-    let report = ProbeReport {
+    Ok(ProbeReport {
         variant,
         dsync,
         write_then_flush,
+        rounds,
         alignment: alignment(dir),
         write_cache: write_cache(dir),
         free_bytes: disk.available(dir).map_err(failed("measure free space"))?,
         volatile: is_tmpfs(dir),
-    };
-    Ok((disk, report))
+    })
 }
 
 /// Checks that O_DIRECT works in `dir` with blocks of 4096 bytes; for `check`, without an executor.
@@ -121,10 +140,10 @@ fn open_direct(path: &Path) -> io::Result<std::fs::File> {
         .open(path)
 }
 
-/// Medians of both variants, measured in turn so that a noisy moment hits both.
-async fn measure(disk: &DmaDisk, scratch: &Path) -> io::Result<(Duration, Duration)> {
+/// What writes of both variants took, measured in turn so that a noisy moment hits both; as many of each, one at least.
+async fn measure(disk: &DmaDisk, scratch: &Path) -> io::Result<[Vec<Duration>; 2]> {
     let variants = [DurableVariant::Dsync, DurableVariant::WriteThenFlush];
-    let bytes = (2 * ROUNDS * BLOCK_BYTES) as u64;
+    let bytes = (ROUNDS * BLOCK_BYTES) as u64;
     let made = disk
         .create_zeroed(scratch, bytes, |_| Urgency::Soon)
         .await?;
@@ -135,23 +154,23 @@ async fn measure(disk: &DmaDisk, scratch: &Path) -> io::Result<(Duration, Durati
         files.push(disk.open(scratch).await?);
     }
     let buffer = <DmaDisk as Disk>::Buffer::with_capacity(BLOCK_BYTES);
-    let mut took = [
-        Vec::with_capacity(2 * ROUNDS),
-        Vec::with_capacity(2 * ROUNDS),
-    ];
-    for round in 0..2 * ROUNDS {
+    let mut took = [Vec::with_capacity(ROUNDS), Vec::with_capacity(ROUNDS)];
+    let began = disk.now();
+    for round in 0..ROUNDS {
         for (file, took) in files.iter().zip(&mut took) {
             let started = disk.now();
             disk.write_durable_at(file, (round * BLOCK_BYTES) as u64, &buffer)
                 .await?;
             took.push(disk.now().saturating_sub(started));
         }
+        if disk.now().saturating_sub(began) > BUDGET {
+            break;
+        }
     }
     for file in files {
         disk.close(file).await;
     }
-    let [dsync, flush] = took.map(|took| median(took.into_iter().skip(ROUNDS).collect()));
-    Ok((dsync, flush))
+    Ok(took.map(|took| took.split_at(took.len() / 2).1.to_vec()))
 }
 
 fn median(mut samples: Vec<Duration>) -> Duration {

@@ -3,9 +3,12 @@
 mod support;
 
 use std::os::unix::fs::FileExt as _;
+use std::time::Duration;
 
 use ringkeeper_proto::{Epoch, Zxid};
-use ringkeeper_storage::{Dirs, DmaDisk, OpenError, StorageError, Store, Tail};
+use ringkeeper_storage::{
+    Dirs, DmaDisk, DurableVariant, OpenError, StorageError, Store, Tail, choose_variant,
+};
 
 use support::{on_executor, open, payload, read, small, temp_dir, write};
 
@@ -304,6 +307,20 @@ fn the_probe_chooses_and_says_why() {
             "{report}"
         );
         assert_eq!(std::fs::read_dir(&path).expect("list").count(), 0);
+    });
+}
+
+#[test]
+fn the_probe_does_not_wait_for_a_busy_device() {
+    let dir = temp_dir();
+    let path = dir.path().to_path_buf();
+    on_executor(move || async move {
+        let disk = DmaDisk::start(&path).await.expect("start the disk");
+        disk.slow_down(Duration::from_millis(250));
+        let report = choose_variant(&disk, &path).await.expect("probe");
+        assert_eq!(report.rounds, 1, "{report}");
+        assert_eq!(report.variant, DurableVariant::Dsync);
+        assert!(report.to_string().contains("busy"), "{report}");
     });
 }
 
