@@ -53,10 +53,15 @@ impl Launch {
         if text == "apache" {
             return Self::apache(None, "1g");
         }
-        let argv: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
-        let Some(program) = argv.first() else {
+        let mut argv: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+        let Some(program) = argv.first_mut() else {
             bail!("the server's command line is empty");
         };
+        if program.contains('/') {
+            // Servers run in their own directories.
+            let path = std::path::absolute(&*program)?;
+            *program = path.display().to_string();
+        }
         let name = Path::new(program).file_name().map_or_else(
             || program.clone(),
             |name| name.to_string_lossy().into_owned(),
@@ -262,6 +267,9 @@ mod tests {
             ["--config=/x/zoo.cfg", "-v"]
         );
         assert!(Launch::parse(" ").is_err());
+        let relative = Launch::parse("target/ringkeeper serve").unwrap();
+        let program = relative.command(Path::new("/x/zoo.cfg"));
+        assert!(Path::new(program.get_program()).is_absolute());
     }
 
     #[test]
