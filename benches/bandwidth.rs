@@ -197,10 +197,11 @@ fn bandwidth(criterion: &mut Criterion) {
     environment::print(Some(dir.path()));
     let path = dir.path().join("raw");
     floor::zero_fill(&path).expect("room for the file");
-    for len in [100, 1024] {
+    // The last is as much as a batch takes.
+    for (records, len) in [(1000, 100), (255, 1024), (1000, 1024)] {
         for depth in [1, 2, 4] {
             let load = Load {
-                records: if len == 100 { 1000 } else { 255 },
+                records,
                 len,
                 depth,
             };

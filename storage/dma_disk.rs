@@ -89,11 +89,14 @@ impl DmaDisk {
     /// its first file whether reads can be polled, and a file without written blocks misleads it for good.
     /// So this writes one block to a scratch file and opens that first.
     pub async fn start(dir: &Path) -> io::Result<Self> {
-        let scratch = dir.join(format!(".polling-probe-{}", std::process::id()));
+        // Always the same name, so that starts that are killed leave one file at most.
+        let scratch = dir.join(".polling-probe");
         let result = Self::probe_polling(&scratch).await;
-        let removed = fs::remove_file(&scratch);
-        result?;
-        removed?;
+        match fs::remove_file(&scratch) {
+            // Another server that is being started in this directory was quicker; the lock will tell.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => result?,
+        }
         Ok(Self {
             variant: Rc::default(),
             handicap: Rc::default(),

@@ -115,7 +115,7 @@ pub fn check_direct_io(dir: &Path) -> Result<(), OpenError> {
         dir: dir.to_path_buf(),
         source,
     };
-    let scratch = dir.join(format!(".direct-probe-{}", std::process::id()));
+    let scratch = dir.join(".direct-probe");
     std::fs::write(&scratch, [0; BLOCK_BYTES])
         .map_err(|error| StorageError::io("write a file", &scratch, None, error))?;
     let opened = open_direct(&scratch);
