@@ -177,10 +177,12 @@ impl Void {
 pub(crate) struct Ending {
     /// The decision; never [`Decision::Keep`].
     pub(crate) decision: Decision,
-    /// The segment in which the next batch belongs, as an index of the walk's segments.
+    /// The segment in which the log goes on, as an index of the walk's segments.
     pub(crate) index: usize,
     /// Where in it.
     pub(crate) offset: u64,
+    /// The segment and the offset that were judged: there, or at the beginning of the next one.
+    pub(crate) judged: (usize, u64),
     /// The first zxid that is whole again behind a damaged place.
     pub(crate) resumes_at: Option<Zxid>,
     /// Behind a torn place: the last zxid that was being written, where the headers there tell.
@@ -300,6 +302,7 @@ impl<D: Disk> Walk<D> {
                 decision: Decision::End,
                 index,
                 offset,
+                judged: (index, offset),
                 resumes_at: None,
                 torn_through: None,
             });
@@ -307,7 +310,8 @@ impl<D: Disk> Walk<D> {
         let (attested, resumes_at) = self.attestation(index, offset).await?;
         let known_durable = closed.map_or(0, |end| end.sequence);
         let attested = attested || known_durable.max(self.known_durable) > here.sequence;
-        let place = self.place(index, offset, attested).await?;
+        let judged = self.place_of_next(index, offset).await?;
+        let place = self.place(judged.0, judged.1, attested).await?;
         let decision = decide(place);
         let torn_through = match decision {
             Decision::Torn => self.torn_through(index, offset).await?,
@@ -317,9 +321,35 @@ impl<D: Disk> Walk<D> {
             decision,
             index,
             offset,
+            judged,
             resumes_at,
             torn_through,
         })
+    }
+
+    /// Where the batch is, or should be, that follows the last good one: at `offset`, unless a roll left the rest of the
+    /// segment unused and there is something at the beginning of the next one that may be it.
+    async fn place_of_next(
+        &mut self,
+        index: usize,
+        offset: u64,
+    ) -> Result<(usize, u64), StorageError> {
+        let (here, next) = ((index, offset), (index + 1, FIRST_BATCH));
+        if self.place(index, offset, false).await?.header == HeaderState::Ours {
+            return Ok(here);
+        }
+        let lowest = self.incarnation_at(index + 1);
+        let follows = self.chain.sequence + 1;
+        let block = self.bytes_at(next.0, next.1, BLOCK_BYTES).await?;
+        let may_be_it = !block.is_empty()
+            && match BatchHeader::read(block) {
+                Parsed::Zeros => false,
+                Parsed::Garbage | Parsed::NewerFormat(_) => true,
+                Parsed::Header(header) => {
+                    header.incarnation >= lowest && header.sequence == follows
+                }
+            };
+        Ok(if may_be_it { next } else { here })
     }
 
     /// The last zxid that the headers behind a torn place name. `None` when what stands behind the last of them, or in
@@ -360,11 +390,12 @@ impl<D: Disk> Walk<D> {
 
     /// The damage that a [`Decision::Rot`] at `ending` means.
     pub(crate) fn damage(&self, ending: &Ending, kind: DamageKind) -> Damage {
+        let (index, offset) = ending.judged;
         Damage {
             file: self
-                .segment(ending.index)
+                .segment(index)
                 .map_or_else(PathBuf::new, |meta| meta.path.clone()),
-            offset: ending.offset,
+            offset,
             kind,
             after: self.chain.last_zxid,
             before: ending.resumes_at,

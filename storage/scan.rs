@@ -253,10 +253,11 @@ fn judge<D: Disk>(walk: &Walk<D>, ending: &Ending) -> Tail {
     match ending.decision {
         Decision::Torn => {
             let after = walk.chain().last_zxid;
+            let (index, offset) = ending.judged;
             let file = walk
-                .segment(ending.index)
+                .segment(index)
                 .map(|meta| meta.path.display().to_string());
-            tracing::warn!(file, offset = ending.offset, %after, "cut an unfinished write off the log");
+            tracing::warn!(file, offset, %after, "cut an unfinished write off the log");
             let through = ending.torn_through;
             Tail::Torn { after, through }
         }

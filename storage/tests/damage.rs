@@ -341,6 +341,32 @@ fn a_member_remembers_what_a_torn_write_may_have_taken() {
     assert_eq!(open_as_member(&member(3)).recovered.doubted_through, None);
 }
 
+/// As the last batch anywhere else: the rest of the segment before it, which a roll left unused, is not where the log ends.
+#[test]
+fn a_damaged_last_batch_is_torn_at_the_beginning_of_a_segment_too() {
+    // A segment takes the seal and ten of these. With records that differ in size some of the rest is unused.
+    for large in [false, true] {
+        let (disk, mut opened) = filled(if large { 9 } else { 10 });
+        let last = if large { 10 } else { 11 };
+        let mut batch = opened.log.new_batch();
+        let bytes = if large { 4 << 10 } else { 100 };
+        batch
+            .append(Zxid(last), bytes, |slot| slot.fill(last as u8))
+            .expect("append");
+        let written = opened.log.write(batch, Zxid::ZERO);
+        disk.run(written).expect("an end").expect("write");
+        drop(opened);
+        for (at, through) in [(150, Some(Zxid(last))), (20, None)] {
+            let left = disk.after_power_cut(|_| true);
+            flip(&left, &segment(2), BLOCK + at, 1);
+            let opened = open(&left).expect("open");
+            let after = Zxid(last - 1);
+            assert_eq!(opened.recovered.tail, Tail::Torn { after, through });
+            assert_eq!(zxids(&left, opened), (1..last).collect::<Vec<_>>());
+        }
+    }
+}
+
 #[test]
 fn what_was_durable_when_epochs_were_saved_is_never_taken_for_torn() {
     // Damaged, or gone without a trace: a write that was acknowledged and never reached the disk.
