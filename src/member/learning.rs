@@ -77,6 +77,17 @@ enum Kind {
     NewSession { timeout_ms: i32 },
 }
 
+impl Kind {
+    /// What its client is told once it is its turn; `None` if that comes from the leader.
+    const fn outcome(&self) -> Option<Result<WriteReply, ZkError>> {
+        match self {
+            Self::Refused(error) => Some(Err(*error)),
+            Self::Closes => Some(Ok(WriteReply::Empty)),
+            Self::Forwarded | Self::Sync | Self::NewSession { .. } => None,
+        }
+    }
+}
+
 impl Learning {
     /// Nobody waits any more.
     pub(crate) fn clear(&mut self) {
@@ -291,10 +302,8 @@ impl<D: Disk> Core<D> {
                 self.learning.waiting.remove(&session);
                 return;
             };
-            let outcome = match next.kind {
-                Kind::Refused(error) => Err(error),
-                Kind::Closes => Ok(WriteReply::Empty),
-                Kind::Forwarded | Kind::Sync | Kind::NewSession { .. } => return,
+            let Some(outcome) = next.kind.outcome() else {
+                return;
             };
             if let Some(next) = queue.pop_front() {
                 self.answer_unwritten(&next, outcome);
@@ -320,19 +329,15 @@ impl<D: Disk> Core<D> {
     /// committed here. Its SYNC got lost with a leader that has handed over.
     fn answer_earlier(&mut self, session: SessionId, earlier: Vec<Waiting>) -> bool {
         for waiting in earlier {
-            let outcome = match waiting.kind {
-                Kind::Sync => {
-                    self.learning.sync_is_answered(session);
-                    Ok(WriteReply::Empty)
-                }
-                Kind::Closes => Ok(WriteReply::Empty),
-                Kind::Refused(error) => Err(error),
-                Kind::Forwarded | Kind::NewSession { .. } => {
-                    self.drop_clients(vec![waiting.to]);
-                    return false;
-                }
-            };
-            self.answer_unwritten(&waiting, outcome);
+            if matches!(waiting.kind, Kind::Sync) {
+                self.learning.sync_is_answered(session);
+                self.answer_unwritten(&waiting, Ok(WriteReply::Empty));
+            } else if let Some(outcome) = waiting.kind.outcome() {
+                self.answer_unwritten(&waiting, outcome);
+            } else {
+                self.drop_clients(vec![waiting.to]);
+                return false;
+            }
         }
         true
     }
