@@ -92,11 +92,13 @@ impl DmaDisk {
         // Always the same name, so that starts that are killed leave one file at most.
         let scratch = dir.join(".polling-probe");
         let result = Self::probe_polling(&scratch).await;
-        match fs::remove_file(&scratch) {
-            // Another server that is being started in this directory was quicker; the lock will tell.
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => result?,
-        }
+        let removed = fs::remove_file(&scratch);
+        result?;
+        // Another server that is being started in this directory may have been quicker; the lock will tell.
+        removed.or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })?;
         Ok(Self {
             variant: Rc::default(),
             handicap: Rc::default(),
