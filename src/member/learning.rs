@@ -32,10 +32,21 @@ pub(crate) struct Learning {
     waiting: BTreeMap<SessionId, VecDeque<Waiting>>,
     /// The sessions whose syncs are on their way, in the order in which they were sent.
     syncs: VecDeque<Syncing>,
-    /// The last connection that came back with each session, and its time-out in milliseconds.
-    returning: BTreeMap<SessionId, (ClientKey, i32)>,
+    /// The sessions that clients have come back with.
+    returning: BTreeMap<SessionId, Returning>,
     /// When this learner last let itself be brought in line, in milliseconds.
     resynchronized_ms: Option<u64>,
+}
+
+/// A session that a client has come back with, and of which the leader is asked.
+#[derive(Clone, Copy, Debug)]
+struct Returning {
+    /// The last connection that did.
+    from: ClientKey,
+    timeout_ms: i32,
+    /// Each connection asks; it is served when the last answer is there. A question that the leader hears after the client
+    /// has gone on elsewhere would make this server the session's holder again, and late requests be carried out.
+    unanswered: u32,
 }
 
 /// Whose sync is on its way.
@@ -99,10 +110,10 @@ impl Learning {
     /// Takes out all that waits, as its clients asked for it: nobody has proposed it, and it is to be asked again.
     pub(crate) fn take_back(&mut self, now: Now) -> VecDeque<ClientMessage> {
         let returning = std::mem::take(&mut self.returning).into_iter();
-        let returning = returning.map(|(session, (from, timeout_ms))| ClientMessage::Reconnect {
-            from,
+        let returning = returning.map(|(session, it)| ClientMessage::Reconnect {
+            from: it.from,
             session,
-            timeout_ms,
+            timeout_ms: it.timeout_ms,
         });
         let waiting = std::mem::take(&mut self.waiting).into_values().flatten();
         self.syncs.clear();
@@ -486,8 +497,14 @@ impl<D: Disk> Core<D> {
             return;
         };
         // Whoever came first with this session is no longer who holds it.
-        let earlier = self.learning.returning.insert(session, (from, timeout_ms));
-        self.drop_clients(earlier.map(|(client, _)| client).into_iter().collect());
+        let earlier = self.learning.returning.get(&session).copied();
+        let returning = Returning {
+            from,
+            timeout_ms,
+            unanswered: earlier.map_or(0, |it| it.unanswered) + 1,
+        };
+        self.learning.returning.insert(session, returning);
+        self.drop_clients(earlier.map(|it| it.from).into_iter().collect());
         let question = Revalidation {
             session,
             timeout_ms,
@@ -499,9 +516,16 @@ impl<D: Disk> Core<D> {
     /// The leader's answer to this server's own question.
     pub(crate) fn revalidated(&mut self, answer: Revalidated) {
         let session = answer.session;
-        let Some((from, timeout_ms)) = self.learning.returning.remove(&session) else {
+        let Entry::Occupied(mut returning) = self.learning.returning.entry(session) else {
             return;
         };
+        returning.get_mut().unanswered -= 1;
+        if answer.is_valid && returning.get().unanswered > 0 {
+            return;
+        }
+        let Returning {
+            from, timeout_ms, ..
+        } = returning.remove();
         if !answer.is_valid {
             self.notices.push(ClientNotice::Expired { to: from });
             return;

@@ -562,3 +562,35 @@ fn a_learner_answers_a_sync_before_what_its_session_asked_later() {
     assert_eq!(member.answers(), [(from, Xid(3), Ok(()))]);
     assert_eq!(member.notices().len(), 0);
 }
+
+/// A leader hears the questions in their order, and takes whoever asked last for the session's holder: before the last
+/// answer the client may not go on, or that question overtakes it when it has gone to another server.
+#[test]
+fn a_client_that_has_come_back_twice_is_served_with_the_second_answer() {
+    let link = LinkId(1);
+    let mut member = Member::with(THREE, true);
+    member.follow(link);
+    let (session, timeout_ms) = (SessionId(0x0400_0001), 4_000);
+    let clients = [member.client(), member.client()];
+    for from in clients {
+        member.hear(ClientMessage::Reconnect {
+            from,
+            session,
+            timeout_ms,
+        });
+    }
+    let notices = member.notices();
+    assert!(
+        matches!(notices.as_slice(), [ClientNotice::Drop { client }] if *client == clients[0]),
+        "{notices:?}"
+    );
+    let answer = |is_valid| Message::Revalidate(Revalidated { session, is_valid }.encode());
+    member.receive(link, answer(true));
+    assert_eq!(member.notices().len(), 0);
+    member.receive(link, answer(true));
+    let notices = member.notices();
+    assert!(
+        matches!(notices.as_slice(), [ClientNotice::Attach { to, .. }] if *to == clients[1]),
+        "{notices:?}"
+    );
+}
