@@ -25,7 +25,7 @@ pub(crate) enum Reason {
     DataDirectory,
     /// The system lacks what the server needs: io_uring, locked memory, direct I/O.
     System,
-    /// The client port cannot be listened on.
+    /// A port cannot be listened on: clients' or other members'.
     Address,
     /// A write or flush of the log failed; nothing may be written after it.
     Storage,
@@ -63,7 +63,7 @@ impl fmt::Display for Reason {
             Self::Configuration => "the configuration cannot be started",
             Self::DataDirectory => "the data directory cannot be used",
             Self::System => "the system lacks what the server needs",
-            Self::Address => "the client port cannot be listened on",
+            Self::Address => "a port cannot be listened on",
             Self::Storage => "the log could not be written",
             Self::Corrupt => "stored data is damaged",
             Self::Executor => "an executor failed",

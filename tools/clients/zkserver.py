@@ -11,8 +11,10 @@ Servers listen on loopback only. Each gets its own directory, with `zoo.cfg`, `d
 `server.log`.
 """
 
+import itertools
 import os
 import pathlib
+import random
 import shlex
 import signal
 import socket
@@ -28,11 +30,24 @@ APACHE_JAR = "/usr/share/java/zookeeper.jar"
 SYSTEM_PROPERTIES = ("readonlymode.enabled", "jute.maxbuffer")
 
 
+# Below the range that outgoing connections take theirs from, so that none takes one before its server starts.
+PORTS = range(12_000, 32_000)
+_next_ports = itertools.count(random.randrange(len(PORTS)))
+
+
 def free_port():
-    """A port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on right now; each call gives another."""
+    for number in itertools.islice(_next_ports, len(PORTS)):
+        port = PORTS[number % len(PORTS)]
+        with socket.socket() as probe:
+            # As servers do: what a server before left in TIME_WAIT is no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError(f"no port of {PORTS} is free on loopback")
 
 
 def is_apache(server):

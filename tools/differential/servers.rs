@@ -3,13 +3,14 @@
 use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use ringkeeper_harness::free_port;
 use tempfile::TempDir;
 
 /// Debian's `zookeeper.jar` names the jars it needs in its manifest.
@@ -252,12 +253,6 @@ fn zoo_cfg(product: &Product, settings: Settings, port: u16, directory: &Path) -
         );
     }
     text
-}
-
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
 }
 
 /// The release that `srvr` tells, once the server serves.

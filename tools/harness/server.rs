@@ -5,8 +5,10 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
@@ -207,22 +209,26 @@ impl Drop for Server {
 }
 
 /// A port of loopback that nobody listens on right now, outside the range that outgoing
-/// connections take theirs from, so that a restarted server finds it free.
+/// connections take theirs from, so that a restarted server finds it free. Each call gives another.
 ///
 /// # Errors
 /// When none is free.
 pub fn free_port() -> Result<u16> {
-    let nanos = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |elapsed| elapsed.subsec_nanos());
-    let first = u16::try_from((nanos / 1_000 + std::process::id()) % 20_000).unwrap_or(0);
-    for step in 0..20_000 {
-        let port = 12_000 + (first + step) % 20_000;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    bail!("no free port on loopback")
+    const FIRST: u16 = 12_000;
+    const COUNT: u16 = 20_000;
+    static NEXT: OnceLock<AtomicU16> = OnceLock::new();
+    // Programs that run at the same time begin at different ones.
+    let next = NEXT.get_or_init(|| {
+        let nanos = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |elapsed| elapsed.subsec_nanos());
+        let seed = (nanos / 1_000 + std::process::id()) % u32::from(COUNT);
+        AtomicU16::new(u16::try_from(seed).unwrap_or(0))
+    });
+    (0..COUNT)
+        .map(|_| FIRST + next.fetch_add(1, Ordering::Relaxed) % COUNT)
+        .find(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
+        .context("no free port on loopback")
 }
 
 /// The answer to a four-letter word.

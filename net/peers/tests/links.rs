@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ringkeeper_harness::free_port;
 use ringkeeper_peers::{
     BoundPeers, Member, MemberAddress, Packet, PeerCommand, PeerEvent, PeerLinks, PeerSettings,
     Rider,
@@ -104,18 +105,11 @@ impl Server {
 
 /// Settings of servers 1 to `count`, each at two free ports of loopback.
 fn settings(count: u64) -> PeerSettings {
-    let mut held = Vec::new();
-    let mut free_port = || {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        held.push(listener);
-        port
-    };
     let members = (1..=count).map(|id| {
         let address = MemberAddress {
             host: "127.0.0.1".to_owned(),
-            quorum_port: free_port(),
-            election_port: free_port(),
+            quorum_port: free_port().unwrap(),
+            election_port: free_port().unwrap(),
         };
         let member = Member {
             votes: true,
