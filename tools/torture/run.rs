@@ -17,6 +17,8 @@ use crate::writer::{Writer, children, create};
 
 /// How long a start may take.
 const START_PATIENCE: Duration = Duration::from_secs(60);
+/// A start that takes longer is told, with what the server printed.
+const START_LONG: Duration = Duration::from_secs(3);
 const FILLER: &str = "/torture/filler";
 const FILLER_DATA: [u8; 100] = [b'f'; 100];
 
@@ -225,6 +227,10 @@ impl Torture {
         self.start_took = self.server.start(START_PATIENCE)?;
         self.started = (began, Instant::now());
         self.tally.started(self.start_took);
+        if self.start_took > START_LONG {
+            let (took, at) = (self.start_took, self.tally.starts);
+            eprintln!("start {at} took {took:.1?}:\n{}", self.server.log_tail(12));
+        }
         Ok(())
     }
 
