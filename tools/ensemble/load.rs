@@ -420,8 +420,8 @@ impl Writer {
             None => bail!("{parent} is gone"),
         };
         let mut is_missing = false;
-        let pending: Vec<_> = self.pending.drain(..).collect();
-        for step in pending {
+        // A step stays pending until it is known: this connection may end in the middle.
+        for step in self.pending.clone() {
             let path = self.path(step);
             match self.read(&path)? {
                 Some((_, czxid)) => {
@@ -431,6 +431,7 @@ impl Writer {
                     );
                     // Its set may be missing: then it was the last that happened.
                     self.acknowledge(step, Some(czxid));
+                    self.pending.pop_front();
                 }
                 None => {
                     ensure!(
@@ -441,6 +442,7 @@ impl Writer {
                 }
             }
         }
+        self.pending.clear();
         if let Some((step, _)) = self.written.steps.last() {
             let after = self.written.steps.len().checked_sub(2);
             let before = after.and_then(|at| self.written.steps.get(at));
