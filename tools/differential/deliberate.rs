@@ -152,7 +152,8 @@ pub(crate) const DELIBERATE: &[Deliberate] = &[
     },
     Deliberate {
         id: "multi-create2",
-        what: "a create2 within a multi is answered as create, with the path | with path and stat",
+        what: "a create2 within a multi, and a createContainer with another mode's flags, is answered as create, \
+               with the path | with path and stat",
         reason: "ZOOKEEPER-4026, Apache 3.9.0",
         scope: Scope::Since((3, 9, 0)),
         rule: Rule::Pair(multi_create2),
@@ -505,6 +506,9 @@ fn part_has_null_acl(reader: &mut Reader<'_>) -> Result<Option<bool>, DecodeErro
     Ok(Some(false))
 }
 
+/// `CreateMode.CONTAINER`.
+const CONTAINER_FLAGS: i32 = 4;
+
 fn multi_create2(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
     let (
         Seen::Reply {
@@ -531,7 +535,9 @@ fn multi_create2(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
         return false;
     };
     let is_part_right = |(request, (part, ours)): (&Request<'_>, (&Part, &Part))| {
-        let is_create2 = request.op() == OpCode::Create2
+        // Theirs goes by the flags.
+        let is_create2 = matches!(request, Request::Create { op, create }
+                if *op == OpCode::Create2 || *op == OpCode::CreateContainer && create.flags != CONTAINER_FLAGS)
             && part.op == OpCode::Create.code()
             && ours.op == OpCode::Create2.code();
         match (&part.body, &ours.body) {
