@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 const STEPS: u64 = 50;
 
 /// Lines of `zoo.cfg`: an epoch of Ringkeeper's has so many transactions.
-pub const SETTINGS: [&str; 1] = ["ringkeeper.test.counterMax=1500"];
+pub const SETTINGS: [&str; 1] = ["ringkeeper.test.counterMax=6000"];
 
 /// The last transaction of the data that members begin with.
 pub const FIRST: Zxid = Zxid(0x1_ffff_fffe);
