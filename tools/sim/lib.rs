@@ -18,6 +18,7 @@ mod network;
 mod plan;
 mod random;
 mod shard;
+mod snapshots;
 mod trace;
 mod world;
 

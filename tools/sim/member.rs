@@ -4,25 +4,21 @@
 //! sector, may be lost). Recovery takes its time and can be cut off like everything else.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use ringkeeper_member::{
     Core, CoreParts, Done, Errand, Loaded, Now, Publication, Sessions, Standing, StandingChange,
-    replay, snapshot, zab_of_member,
+    replay, zab_of_member,
 };
 use ringkeeper_peers::PeerEvent;
-use ringkeeper_proto::quorum::SNAPSHOT_END;
-use ringkeeper_proto::{ServerId, SessionId, WriteJute as _, Zxid};
+use ringkeeper_proto::{ServerId, SessionId, Zxid};
 use ringkeeper_storage::{
-    Dirs, LogOptions, Opened, Recovered, SimDisk, SnapshotInfo, SnapshotReader, SnapshotWriter,
-    StorageError, Store, TxnLog,
+    Dirs, LogOptions, Opened, Recovered, SimDisk, StorageError, Store, TxnLog,
 };
 use ringkeeper_transport::{Chain, Cursor};
-use ringkeeper_tree::Tree;
-use ringkeeper_tree::image::{CHUNK_LEN, ImageEncoder};
 use ringkeeper_tree::session::initialize_next_session;
 use ringkeeper_zab::LinkId;
 
@@ -30,6 +26,7 @@ use crate::check::{Shown, Violation};
 use crate::network::sessions_of;
 use crate::plan::Plan;
 use crate::shard::Shard;
+use crate::snapshots::{Snapshots, chunks_of, newest_snapshot};
 use crate::world::{Event, World};
 
 /// After so many milliseconds without a write the log is sealed.
@@ -86,30 +83,26 @@ pub(crate) struct Recovery {
 }
 
 /// What the disk has done for the core.
-enum Completion {
+pub(crate) enum Completion {
     Written(Result<Zxid, StorageError>),
     Worked(Result<Done, StorageError>),
     Registered(Result<(), StorageError>),
     Ignored(Result<Zxid, StorageError>),
 }
 
-type Completions = Rc<RefCell<VecDeque<Completion>>>;
+pub(crate) type Completions = Rc<RefCell<VecDeque<Completion>>>;
 
 /// A running process.
 pub(crate) struct Process {
     pub(crate) core: Core<SimDisk>,
-    store: Store<SimDisk>,
+    pub(crate) store: Store<SimDisk>,
     pub(crate) cursor: Cursor<Publication>,
     pub(crate) shard: Shard,
-    completions: Completions,
+    pub(crate) completions: Completions,
     inbox: VecDeque<PeerEvent>,
     turn_is_due: bool,
     closed: BTreeSet<LinkId>,
-    sending: BTreeMap<LinkId, VecDeque<Bytes>>,
-    keeping: Option<Tree>,
-    taking: Option<(Tree, u64)>,
-    taken: Option<(SnapshotInfo, u64)>,
-    registers: bool,
+    pub(crate) snapshots: Snapshots,
     /// The last transaction that was compared.
     compared: Zxid,
     shown: Zxid,
@@ -170,7 +163,7 @@ impl Member {
         u64::try_from(ms).unwrap_or(0)
     }
 
-    fn now(&self, now_us: u64) -> Now {
+    pub(crate) fn now(&self, now_us: u64) -> Now {
         let ms = i64::try_from(now_us / 1000).unwrap_or(i64::MAX);
         Now {
             // Anything before the first start is no time at all.
@@ -275,11 +268,7 @@ impl World {
             inbox: VecDeque::new(),
             turn_is_due: false,
             closed: BTreeSet::new(),
-            sending: BTreeMap::new(),
-            keeping: None,
-            taking: None,
-            taken: None,
-            registers: false,
+            snapshots: Snapshots::default(),
             compared: shown,
             shown,
             standing: Standing::Looking,
@@ -496,120 +485,6 @@ impl World {
         self.after_turn(number)
     }
 
-    fn take_snapshot_if_due(&mut self, number: usize, txns: u64) {
-        let member = &mut self.members[number];
-        let life = member.life;
-        let Some(process) = member.process() else {
-            return;
-        };
-        let stats = process.core.stats_mut();
-        if stats.since_snapshot.txns < txns || process.taking.is_some() {
-            return;
-        }
-        stats.since_snapshot = ringkeeper_config::LoggedSince::default();
-        let (tree, history) = (
-            process.core.published_tree().clone(),
-            process.core.history(),
-        );
-        process.taking = Some((tree, history));
-        let at = self.now + self.disks.around(20 * self.plan.disk_delay);
-        let event = Event::TakeSnapshot {
-            member: number,
-            life,
-        };
-        self.schedule(at, event);
-    }
-
-    /// A snapshot of a member's own is written and verified; then it is registered, and what it makes
-    /// superfluous is removed.
-    pub(crate) fn take_snapshot(&mut self, number: usize) -> Result<(), Violation> {
-        let disk = self.members[number].disk.clone();
-        let Some(process) = self.members[number].process() else {
-            return Ok(());
-        };
-        let Some((tree, history)) = process.taking.take() else {
-            return Ok(());
-        };
-        let store = process.store.clone();
-        let written = write_snapshot(&disk, &store, &tree);
-        let info = written.map_err(|error| format!("member {number}: {error}"))?;
-        process.taken = Some((info, history));
-        self.trace
-            .note(self.now, number, "snapshot", tree.zxid().0, info.bytes);
-        self.counts.add("snapshots taken");
-        self.register_snapshot(number);
-        self.after_turn(number)
-    }
-
-    /// Lists the snapshot that was written last, one at a time: the server's task does so too.
-    fn register_snapshot(&mut self, number: usize) {
-        let kept = self.plan.snapshots_kept;
-        let disk = self.members[number].disk.clone();
-        let Some(process) = self.members[number].process() else {
-            return;
-        };
-        if process.registers {
-            return;
-        }
-        let Some((info, history)) = process.taken.take() else {
-            return;
-        };
-        process.registers = true;
-        let (store, completions) = (process.store.clone(), Rc::clone(&process.completions));
-        disk.spawn(async move {
-            let work = async {
-                if store.register_snapshot_of(info, history).await? {
-                    store.purge(kept).await?;
-                }
-                Ok(())
-            };
-            let registered = work.await;
-            completions
-                .borrow_mut()
-                .push_back(Completion::Registered(registered));
-        });
-    }
-
-    /// The tree that a leader sent is written and verified.
-    pub(crate) fn keep_snapshot(&mut self, number: usize) -> Result<(), Violation> {
-        let disk = self.members[number].disk.clone();
-        let now = self.members[number].now(self.now);
-        let Some(process) = self.members[number].process() else {
-            return Ok(());
-        };
-        let Some(tree) = process.keeping.take() else {
-            return Ok(());
-        };
-        let written = write_snapshot(&disk, &process.store, &tree);
-        let info = written.map_err(|error| format!("member {number}: {error}"))?;
-        process.core.start_turn(now);
-        process.core.snapshot_kept(info);
-        self.trace
-            .note(self.now, number, "kept", tree.zxid().0, info.bytes);
-        self.after_turn(number)
-    }
-
-    /// The next piece of a tree for a learner.
-    pub(crate) fn send_chunk(&mut self, number: usize, link: LinkId) -> Result<(), Violation> {
-        let now = self.members[number].now(self.now);
-        let Some(process) = self.members[number].process() else {
-            return Ok(());
-        };
-        let Some(chunks) = process.sending.get_mut(&link) else {
-            return Ok(());
-        };
-        let mut given = vec![chunks.pop_front().unwrap_or_default()];
-        if chunks.is_empty() {
-            given.push(Bytes::new());
-            process.sending.remove(&link);
-        }
-        process.core.start_turn(now);
-        for chunk in given {
-            process.core.tree_chunk(link, chunk);
-        }
-        self.after_turn(number)
-    }
-
     /// What follows whatever the core was told: its work and writes go to the disk, what it says goes out, and what
     /// it shows is checked.
     pub(crate) fn after_turn(&mut self, number: usize) -> Result<(), Violation> {
@@ -634,7 +509,7 @@ impl World {
                 Completion::Written(written) => written.map(|_| process.core.flushed()),
                 Completion::Worked(done) => done.map(|done| process.core.done(done)),
                 Completion::Registered(registered) => {
-                    process.registers = false;
+                    process.snapshots.registers = false;
                     registered
                 }
                 Completion::Ignored(sealed) => sealed.map(|_| ()),
@@ -670,14 +545,14 @@ impl World {
                 // The simulated members are the same throughout, and have no configuration file.
                 Errand::KeepConfiguration { .. } => {}
                 Errand::KeepSnapshot(tree) => {
-                    process.keeping = Some(tree);
+                    process.snapshots.keeping = Some(tree);
                     later = Some(Event::KeepSnapshot {
                         member: number,
                         life,
                     });
                 }
                 Errand::SendTree { link, tree } => {
-                    process.sending.insert(link, chunks_of(&tree));
+                    process.snapshots.sending.insert(link, chunks_of(&tree));
                 }
                 Errand::NextChunk(link) => {
                     later = Some(Event::SendChunk {
@@ -686,7 +561,7 @@ impl World {
                         link,
                     });
                 }
-                Errand::StopTree(link) => _ = process.sending.remove(&link),
+                Errand::StopTree(link) => _ = process.snapshots.sending.remove(&link),
             }
             if let Some(event) = later {
                 let at = self.now + self.disks.around(delay);
@@ -946,57 +821,3 @@ async fn recover(disk: &SimDisk, options: LogOptions) -> Result<Recovery, String
         applied,
     })
 }
-
-fn newest_snapshot(
-    disk: &SimDisk,
-    store: &Store<SimDisk>,
-    recovered: &Recovered,
-) -> Result<Tree, String> {
-    let mut failure = None;
-    for info in &recovered.snapshots {
-        let reader = SnapshotReader::open_with(disk, store.snapshot_dir(), *info);
-        let tree = reader
-            .map_err(snapshot::LoadError::from)
-            .and_then(|reader| snapshot::read(&reader));
-        match tree {
-            Ok(tree) => return Ok(tree),
-            Err(error) => failure = Some(error.to_string()),
-        }
-    }
-    failure.map_or_else(|| Ok(Tree::new()), Err)
-}
-
-fn write_snapshot(
-    disk: &SimDisk,
-    store: &Store<SimDisk>,
-    tree: &Tree,
-) -> Result<SnapshotInfo, StorageError> {
-    let dir = store.snapshot_dir();
-    let writer = SnapshotWriter::create_with(disk.clone(), dir, tree.zxid(), None)?;
-    snapshot::write(writer, tree)
-}
-
-/// A tree as it is sent to a learner.
-fn chunks_of(tree: &Tree) -> VecDeque<Bytes> {
-    let mut encoder = ImageEncoder::new(tree);
-    let mut chunks = VecDeque::new();
-    loop {
-        let mut chunk = BytesMut::with_capacity(CHUNK_LEN / 16);
-        let more = encoder.next_chunk(&mut chunk);
-        if !more {
-            chunk.put_ustring(SNAPSHOT_END);
-        }
-        // Small pieces, so that a link is full now and then.
-        let mut rest = chunk.freeze();
-        while rest.len() > PIECE_BYTES {
-            chunks.push_back(rest.split_to(PIECE_BYTES));
-        }
-        chunks.push_back(rest);
-        if !more {
-            return chunks;
-        }
-    }
-}
-
-/// How much of a tree goes out at once.
-const PIECE_BYTES: usize = 4 << 10;
