@@ -35,19 +35,29 @@ PORTS = range(12_000, 32_000)
 _next_ports = itertools.count(random.randrange(len(PORTS)))
 
 
-def free_port():
-    """A port that nobody listens on right now; each call gives another."""
-    for number in itertools.islice(_next_ports, len(PORTS)):
+def free_port(row=1):
+    """The first of `row` ports in a row that nobody listens on right now; each call gives others."""
+    free = 0
+    for number in itertools.islice(_next_ports, 2 * len(PORTS)):
         port = PORTS[number % len(PORTS)]
-        with socket.socket() as probe:
-            # As servers do: what a server before left in TIME_WAIT is no obstacle.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError(f"no port of {PORTS} is free on loopback")
+        if port == PORTS[0]:
+            free = 0
+        free = free + 1 if is_free(port) else 0
+        if free == row:
+            return port - row + 1
+    raise RuntimeError(f"no {row} ports in a row of {PORTS} are free on loopback")
+
+
+def is_free(port):
+    """Whether nobody listens on this port of loopback."""
+    with socket.socket() as probe:
+        # As servers do: what a server before left in TIME_WAIT is no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def is_apache(server):

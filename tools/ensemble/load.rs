@@ -132,6 +132,7 @@ impl Load {
                 bytes: plan.bytes,
                 next: 1,
                 pending: VecDeque::new(),
+                is_missing: false,
                 written: Written {
                     writer: id,
                     ..Written::default()
@@ -285,6 +286,8 @@ struct Writer {
     next: u64,
     /// Steps sent and not known, oldest first: each is a create and a set.
     pending: VecDeque<u64>,
+    /// One of those that are pending no more has not happened, so none of those that are may have.
+    is_missing: bool,
     written: Written,
     control: Arc<Control>,
     pace: Arc<Pace>,
@@ -419,30 +422,29 @@ impl Writer {
             Some((data, _)) => std::str::from_utf8(&data)?.trim_end().parse::<u64>()?,
             None => bail!("{parent} is gone"),
         };
-        let mut is_missing = false;
-        // A step stays pending until it is known: this connection may end in the middle.
-        for step in self.pending.clone() {
+        // A step stays pending until it is known, and what is known stays so: this connection may end in the middle.
+        while let Some(&step) = self.pending.front() {
             let path = self.path(step);
             match self.read(&path)? {
                 Some((_, czxid)) => {
                     ensure!(
-                        !is_missing,
+                        !self.is_missing,
                         "step {step} has happened, one before it has not"
                     );
                     // Its set may be missing: then it was the last that happened.
                     self.acknowledge(step, Some(czxid));
-                    self.pending.pop_front();
                 }
                 None => {
                     ensure!(
                         step > last,
                         "step {step} has not happened, {parent} says {last}"
                     );
-                    is_missing = true;
+                    self.is_missing = true;
                 }
             }
+            self.pending.pop_front();
         }
-        self.pending.clear();
+        self.is_missing = false;
         if let Some((step, _)) = self.written.steps.last() {
             let after = self.written.steps.len().checked_sub(2);
             let before = after.and_then(|at| self.written.steps.get(at));

@@ -26,7 +26,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// Steps of the load after each change.
 const STEPS: u64 = 50;
 
-/// Lines of `zoo.cfg`: an epoch of Ringkeeper's has so many transactions.
+/// Lines of `zoo.cfg`: an epoch of Ringkeeper's has so many transactions, which take longer than a member of
+/// Apache's needs to join.
 pub const SETTINGS: [&str; 1] = ["ringkeeper.test.counterMax=6000"];
 
 /// The last transaction of the data that members begin with.
