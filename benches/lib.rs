@@ -20,7 +20,7 @@ use bytes::{Bytes, BytesMut};
 use ringkeeper_proto::request::CreateRequest;
 use ringkeeper_proto::{Acl, AclList, OpCode, Request, Xid, Zxid};
 use ringkeeper_tree::execute::execute;
-use ringkeeper_tree::{Context, Settings, Tree};
+use ringkeeper_tree::{Context, Events, Settings, Tree};
 
 /// Whether each bench is only to be run once, to see that it works (`-- --test`).
 pub fn is_smoke_test() -> bool {
@@ -135,7 +135,7 @@ pub fn apply(tree: &mut Tree, request: &Request<'_>) {
     let settings = Settings::default();
     let context = Context::internal(1, &settings);
     let zxid = Zxid(tree.zxid().0 + 1);
-    let mut events = Vec::new();
+    let mut events = Events::new();
     let executed = execute(tree, zxid, request, &context, &mut events);
     executed
         .outcome

@@ -26,7 +26,7 @@ use ringkeeper_peers::PeerCommand;
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{Batch, Disk, Durable, EpochState, StorageError, Store, TxnLog};
 use ringkeeper_transport::Chain;
-use ringkeeper_tree::{Event, Tree};
+use ringkeeper_tree::{Events, Tree};
 use ringkeeper_zab::{Epochs, Input, LogGeneration, Output, Proposal, Replica, Role, SyncOrigin};
 
 use crate::core_report::CoreStats;
@@ -150,7 +150,7 @@ pub struct Core<D: Disk> {
     /// The batch that is being filled: its records, steps and events.
     pub(crate) batch: Batch<D::Buffer>,
     pub(crate) steps: Vec<Step>,
-    pub(crate) events: Vec<Event>,
+    pub(crate) events: Events,
     /// Its number; the first is 1.
     pub(crate) batches: u64,
     /// Closed batches that wait for their turn to be written.
@@ -238,7 +238,7 @@ impl<D: Disk> Core<D> {
             unpublished: false,
             batch,
             steps: Vec::new(),
-            events: Vec::new(),
+            events: Events::new(),
             batches: 1,
             to_write: VecDeque::new(),
             writes_in_flight: 0,
@@ -328,7 +328,7 @@ impl<D: Disk> Core<D> {
             self.batches += 1;
             // The next batch is about as large as this one; growing its vectors step by step would copy them.
             let steps = Vec::with_capacity(self.steps.len().next_power_of_two());
-            let events = Vec::with_capacity(self.events.len().next_power_of_two());
+            let events = Events::with_room_of(&self.events);
             let publication = Publication {
                 tree: self.head.clone(),
                 steps: mem::replace(&mut self.steps, steps),

@@ -12,10 +12,10 @@ use ringkeeper_proto::quorum::{ForwardedRequest, Revalidated, Revalidation, Touc
 use ringkeeper_proto::txn::decode_record;
 use ringkeeper_proto::{ServerId, SessionId, Zxid};
 use ringkeeper_storage::{Disk, LogReader, SnapshotInfo};
-use ringkeeper_tree::Tree;
 use ringkeeper_tree::image::ImageReader;
 use ringkeeper_tree::restore::Restored;
 use ringkeeper_tree::snapshot::SnapshotError;
+use ringkeeper_tree::{Events, Tree};
 use ringkeeper_zab::{Input, LinkId, LogGeneration, Message, Output, Proposal};
 
 use crate::core::{Core, Record};
@@ -409,7 +409,7 @@ impl<D: Disk> Core<D> {
             let (header, txn, _) =
                 decode_record(&record.bytes).expect("it was decoded once when it came");
             // A transaction that fails does so everywhere.
-            let _applied = tree.apply(&header, &txn, &mut Vec::new());
+            let _applied = tree.apply(&header, &txn, &mut Events::new());
         }
         tree
     }

@@ -1,7 +1,5 @@
 //! Requests where this server orders writes: alone, or as leader.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use ringkeeper_config::ContainersConfig;
 use ringkeeper_proto::quorum::{ForwardedRequest, Revalidated, Revalidation};
@@ -12,7 +10,7 @@ use ringkeeper_storage::Disk;
 use ringkeeper_tree::execute::{
     Executed, execute, execute_bytes, execute_close_session, execute_create_session, execute_error,
 };
-use ringkeeper_tree::{Context, Event, Node, SessionState, Tree, sweep};
+use ringkeeper_tree::{Context, Events, Node, SessionState, Tree, sweep};
 use ringkeeper_zab::{Input, LinkId, Message, SyncOrigin};
 
 use crate::core::{Core, Record};
@@ -149,8 +147,7 @@ impl<D: Disk> Core<D> {
         let Some(zxid) = self.next_zxid() else {
             return;
         };
-        let settings = Arc::clone(&self.settings);
-        let context = asked.context(self.now.wall_ms, &settings.tree);
+        let context = asked.context(self.now.wall_ms, &self.settings.tree);
         let (head, events) = (&mut self.head, &mut self.events);
         let text = LossyText::new();
         let (op, body) = (asked.op, asked.body);
@@ -172,16 +169,15 @@ impl<D: Disk> Core<D> {
         &mut self,
         session: SessionId,
         answer: Answer,
-        execute: impl FnOnce(&mut Tree, Zxid, &Context<'_>, &mut Vec<Event>) -> Executed<'x>,
+        execute: impl FnOnce(&mut Tree, Zxid, &Context<'_>, &mut Events) -> Executed<'x>,
     ) {
         self.make_room(0);
         let Some(zxid) = self.next_zxid() else {
             return;
         };
-        let settings = Arc::clone(&self.settings);
         let context = Context {
             session,
-            ..Context::internal(self.now.wall_ms, &settings.tree)
+            ..Context::internal(self.now.wall_ms, &self.settings.tree)
         };
         let executed = execute(&mut self.head, zxid, &context, &mut self.events);
         self.record(executed, None, |_| answer);
@@ -321,8 +317,7 @@ impl<D: Disk> Core<D> {
                 let Some(zxid) = self.next_zxid() else {
                     return;
                 };
-                let settings = Arc::clone(&self.settings);
-                let context = asked.context(self.now.wall_ms, &settings.tree);
+                let context = asked.context(self.now.wall_ms, &self.settings.tree);
                 let executed = execute_error(&mut self.head, zxid, error, &context);
                 self.record(executed, None, |_| Answer::Nobody);
             }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ringkeeper_proto::reply::WriteReply;
 use ringkeeper_proto::{SessionId, Xid, ZkError, Zxid};
-use ringkeeper_tree::{Event, Tree};
+use ringkeeper_tree::{Events, Tree};
 
 /// A client's connection: the shard it is on and its place there. The generation tells it from an
 /// earlier connection in the same place.
@@ -34,7 +34,7 @@ pub struct Publication {
     /// What happened, in order.
     pub steps: Vec<Step>,
     /// The watch events of all steps, in order; each step says where its own end.
-    pub events: Vec<Event>,
+    pub events: Events,
 }
 
 /// The shards that answer somebody in some publications. There is room for 64; shards that share a

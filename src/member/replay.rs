@@ -6,7 +6,7 @@ use bytes::Bytes;
 use ringkeeper_proto::txn::decode_record;
 use ringkeeper_proto::{DecodeError, TxnDigest, Zxid};
 use ringkeeper_storage::{Disk, StorageError, TxnLog};
-use ringkeeper_tree::{Event, Tree};
+use ringkeeper_tree::{Events, Tree};
 
 /// What a replay found.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +44,7 @@ pub struct Replay {
     tree: Tree,
     through: Zxid,
     replayed: Replayed,
-    events: Vec<Event>,
+    events: Events,
     differ: u64,
 }
 
@@ -55,7 +55,7 @@ impl Replay {
             tree,
             through,
             replayed: Replayed::default(),
-            events: Vec::new(),
+            events: Events::new(),
             differ: 0,
         }
     }
@@ -158,7 +158,7 @@ mod tests {
                 kind: CreateKind::Plain { ephemeral: false },
                 parent_cversion: i32::try_from(number).unwrap(),
             };
-            let applied = tree.apply(&header, &txn, &mut Vec::new());
+            let applied = tree.apply(&header, &txn, &mut Events::new());
             assert!(applied.outcome.is_ok());
             let digest = TxnDigest {
                 version: TxnDigest::VERSION,

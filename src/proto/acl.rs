@@ -88,6 +88,10 @@ pub struct AclList<'a> {
 /// What stands for bytes that are not UTF-8.
 const REPLACEMENT: char = '\u{fffd}';
 
+fn has_replacement(text: &str) -> bool {
+    !text.is_ascii() && text.contains(REPLACEMENT)
+}
+
 /// One entry of an [`AclList`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AclRef<'a> {
@@ -109,7 +113,7 @@ impl<'a> AclList<'a> {
         let mut is_utf8 = true;
         for _ in 0..count {
             let entry = read_entry(reader)?;
-            is_utf8 &= !(entry.scheme.contains(REPLACEMENT) || entry.id.contains(REPLACEMENT));
+            is_utf8 &= !(has_replacement(entry.scheme) || has_replacement(entry.id));
         }
         let entries = start.clone().take(reader.at() - start.at())?;
         if is_utf8 {

@@ -1,12 +1,12 @@
 //! What all shards count together: connections and where they are served, outstanding requests,
 //! connect tokens.
 //!
-//! Requests are counted with one relaxed atomic; the lock is taken only when a connection comes or
-//! goes.
+//! Requests are counted with one relaxed atomic, which a shard touches once for all that it takes or
+//! answers in one go; the lock is taken only when a connection comes or goes.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use ringkeeper_member::Settings;
@@ -16,7 +16,8 @@ use crate::connection_throttle::ConnectionThrottle;
 /// Counters and limits of the whole server.
 #[derive(Debug)]
 pub(crate) struct SharedCounts {
-    outstanding: AtomicUsize,
+    /// Never below zero once all shards have told.
+    outstanding: AtomicIsize,
     outstanding_max: usize,
     requests_max: usize,
     connections: Mutex<Connections>,
@@ -45,7 +46,7 @@ impl SharedCounts {
     pub(crate) fn new(settings: &Settings, shards: usize) -> Self {
         let limits = &settings.config.throttle;
         Self {
-            outstanding: AtomicUsize::new(0),
+            outstanding: AtomicIsize::new(0),
             outstanding_max: limits.outstanding_max as usize,
             requests_max: limits.requests_max.map_or(usize::MAX, |max| max as usize),
             connections: Mutex::default(),
@@ -65,30 +66,35 @@ impl SharedCounts {
         }
     }
 
-    /// A request waits for the replica core, or behind one that does.
-    pub(crate) fn started(&self) {
-        self.outstanding.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Such a request is answered, or its connection is gone.
-    pub(crate) fn finished(&self) {
-        self.outstanding.fetch_sub(1, Ordering::Relaxed);
+    /// So many requests more wait for the replica core, or behind one that does; fewer, when more of them
+    /// were answered or lost their connection.
+    pub(crate) fn add_outstanding(&self, more: isize) {
+        if more != 0 {
+            self.outstanding.fetch_add(more, Ordering::Relaxed);
+        }
     }
 
     /// How many wait.
     pub(crate) fn outstanding(&self) -> usize {
-        self.outstanding.load(Ordering::Relaxed)
+        self.outstanding_with(0)
     }
 
-    /// Whether so many wait that a connection that waits itself should not be read
-    /// (`globalOutstandingLimit`).
-    pub(crate) fn over_limit(&self) -> bool {
-        self.outstanding() > self.outstanding_max
+    /// How many wait, with `untold` that are not counted yet.
+    fn outstanding_with(&self, untold: isize) -> usize {
+        let told = self.outstanding.load(Ordering::Relaxed);
+        usize::try_from(told + untold).unwrap_or(0)
     }
 
-    /// Whether so many wait that no further request is taken (`request_throttle_max_requests`).
-    pub(crate) fn is_throttled(&self) -> bool {
-        self.outstanding() >= self.requests_max
+    /// Whether so many wait, with `untold` that are not counted yet, that a connection that waits itself
+    /// should not be read (`globalOutstandingLimit`).
+    pub(crate) fn over_limit(&self, untold: isize) -> bool {
+        self.outstanding_with(untold) > self.outstanding_max
+    }
+
+    /// Whether so many wait, with `untold` that are not counted yet, that no further request is taken
+    /// (`request_throttle_max_requests`).
+    pub(crate) fn is_throttled(&self, untold: isize) -> bool {
+        self.outstanding_with(untold) >= self.requests_max
     }
 
     /// Counts a write of `bytes` as large if it is, until [`SharedCounts::finished_large`] with the bytes
@@ -110,7 +116,9 @@ impl SharedCounts {
 
     /// A large write is answered, or its connection is gone.
     pub(crate) fn finished_large(&self, bytes: usize) {
-        self.large_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if bytes > 0 {
+            self.large_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
     }
 
     /// Which shard is to serve a connection that came to the shard `accepted_on`: the first while it

@@ -26,6 +26,7 @@ impl Shard {
     pub(crate) fn take_frames(&mut self, key: ClientKey, decoder: &mut FrameDecoder) -> Next {
         self.catch_up();
         let next = self.frames(key, decoder);
+        self.tell_outstanding();
         self.flush();
         next
     }
@@ -237,7 +238,7 @@ impl Shard {
         if client.pending.is_empty() {
             self.answer_read(key, &request);
         } else {
-            self.counts.started();
+            self.outstanding += 1;
             client.pending.push_back(Pending::Read(request));
         }
         Ok(())
@@ -256,7 +257,7 @@ impl Shard {
             arrived_us,
         } = request;
         let large_bytes = self.counts.started_large(body.len())?;
-        self.counts.started();
+        self.outstanding += 1;
         let keep_before = client.ends_with_read();
         // A sync's reply repeats its path, so its body is kept here.
         let sync = (op == OpCode::Sync).then(|| body.clone());

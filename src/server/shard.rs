@@ -21,7 +21,6 @@ use ringkeeper_member::{
     Answer, Attached, ClientKey, ClientMessage, ClientNotice, Publication, Settings, Standing,
     StandingChange, Step,
 };
-use ringkeeper_proto::acl::Perms;
 use ringkeeper_proto::connect::ConnectResponse;
 use ringkeeper_proto::jute::{WriteJute, put_frame};
 use ringkeeper_proto::reply::{ReplyHeader, WriteReply, put_header_only, put_watch_event};
@@ -84,6 +83,8 @@ pub(crate) struct Shard {
     paused: Vec<ClientKey>,
     pub(crate) stats: ShardStats,
     pub(crate) counts: Arc<SharedCounts>,
+    /// Requests that wait, less those that were answered, since the shared count was told.
+    pub(crate) outstanding: isize,
     /// What the server is; without a leader it takes no clients.
     pub(crate) standing: Standing,
     stopping: bool,
@@ -122,6 +123,7 @@ impl Shard {
             paused: Vec::new(),
             stats: ShardStats::new(),
             counts: parts.links.counts,
+            outstanding: 0,
             standing: parts.standing,
             stopping: false,
             walk_us: 0,
@@ -162,6 +164,7 @@ impl Shard {
         }
         self.cursor = Some(cursor);
         if walked {
+            self.tell_outstanding();
             self.resume_paused();
         }
     }
@@ -180,7 +183,7 @@ impl Shard {
             }
             let count = step.events_end - events_start;
             for event in events.by_ref().take(count) {
-                self.tell_watchers(event);
+                self.tell_watchers(&event);
             }
             events_start = step.events_end;
             if let Some(key) = mine {
@@ -201,7 +204,7 @@ impl Shard {
         while matches!(client.pending.front(), Some(Pending::Read(_)))
             && let Some(Pending::Read(read)) = client.pending.pop_front()
         {
-            self.counts.finished();
+            self.outstanding -= 1;
             let mut answering = Answering {
                 tree,
                 settings: &self.settings,
@@ -228,7 +231,7 @@ impl Shard {
         answering.read(client, read);
     }
 
-    fn tell_watchers(&mut self, event: &Event) {
+    fn tell_watchers(&mut self, event: &Event<'_>) {
         let Self {
             watches,
             clients,
@@ -237,12 +240,11 @@ impl Shard {
             stats,
             ..
         } = self;
-        watches.fire(event.kind, event.path(), |watcher, kind, path| {
+        watches.fire(event.kind, event.path, |watcher, kind, path| {
             let Some(client) = clients.watcher_mut(watcher) else {
                 return;
             };
-            // A watch tells only those who may read the znode (CVE-2024-23944).
-            if acl::allows(&event.acl, Perms::READ, &client.identities, &settings.tree) {
+            if event.may_be_told(&client.identities, &settings.tree) {
                 put_watch_event(kind, path, Some(event.zxid), &mut client.output.queue());
                 client.stats.sent += 1;
                 stats.event(kind);
@@ -280,7 +282,7 @@ impl Shard {
             return;
         };
         self.counts.finished_large(large_bytes);
-        self.counts.finished();
+        self.outstanding -= 1;
         let synced = sync.map(|body| read_sync(&body));
         let failed = match (outcome, &synced) {
             (Err(error), _) | (Ok(_), Some(Err(error))) => Err(*error),
@@ -464,11 +466,12 @@ impl Shard {
             return;
         };
         for pending in &client.pending {
-            self.counts.finished();
+            self.outstanding -= 1;
             if let Pending::Write { large_bytes, .. } = pending {
                 self.counts.finished_large(*large_bytes);
             }
         }
+        self.tell_outstanding();
         if client.session != SessionId::NONE {
             self.ask(ClientMessage::Disconnected {
                 from: key,
@@ -501,6 +504,12 @@ impl Shard {
         }
     }
 
+    /// Brings the shared count up to date.
+    pub(crate) fn tell_outstanding(&mut self) {
+        self.counts
+            .add_outstanding(mem::take(&mut self.outstanding));
+    }
+
     /// Whether there are publications that have not been walked.
     pub(crate) fn is_behind(&self) -> bool {
         self.cursor.as_ref().is_some_and(Cursor::has_next)
@@ -530,7 +539,7 @@ impl Shard {
     /// Whether a connection's next request may be read now.
     pub(crate) fn ready_to_read(&mut self, key: ClientKey) -> bool {
         let is_full = self.core.is_full();
-        let counts = &self.counts;
+        let (counts, untold) = (&self.counts, self.outstanding);
         let Some(client) = self.clients.get_mut(key) else {
             return true;
         };
@@ -543,8 +552,8 @@ impl Shard {
                     && !self.stopping
                     && client.output.pending() < UNSENT_BYTES_PAUSE
                     && client.pending.len() < PENDING_MAX
-                    && (client.pending.is_empty() || !counts.over_limit())
-                    && !counts.is_throttled()
+                    && (client.pending.is_empty() || !counts.over_limit(untold))
+                    && !counts.is_throttled(untold)
             }
         }
     }

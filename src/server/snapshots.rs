@@ -331,6 +331,7 @@ mod tests {
 
     use ringkeeper_proto::txn::CreateKind;
     use ringkeeper_proto::{Acl, AclList, OpCode, SessionId, Txn, TxnHeader, Zxid};
+    use ringkeeper_tree::Events;
     use ringkeeper_tree::snapshot::CHUNK_LEN;
 
     use super::*;
@@ -357,7 +358,7 @@ mod tests {
                 time_ms: 1,
                 op: OpCode::Create,
             };
-            let _applied = tree.apply(&header, &txn, &mut Vec::new());
+            let _applied = tree.apply(&header, &txn, &mut Events::new());
         }
         let writer = SnapshotWriter::create(dir, tree.zxid(), None).unwrap();
         let info = ringkeeper_member::snapshot::write(writer, &tree).unwrap();

@@ -7,14 +7,11 @@
 //!   exists already, `cversion` and `pzxid` of a parent.
 //! - Events are in Apache's order; nothing that failed has any.
 
-use std::fmt;
-use std::sync::Arc;
-
 use ringkeeper_proto::reply::{EventType, WriteReply};
 use ringkeeper_proto::txn::CreateKind;
 use ringkeeper_proto::{AclList, OpCode, SessionId, Stat, Txn, TxnHeader, ZkError, Zxid};
 
-use crate::acl_table::AclHandle;
+use crate::events::Events;
 use crate::map::Key;
 use crate::node::{
     CONTAINER_OWNER, Child, Inner, Node, NodeArc, NodeFields, NodeKind, Record, node_mut, node_of,
@@ -33,53 +30,10 @@ pub struct Applied {
     pub outcome: Result<WriteReply, i32>,
 }
 
-/// Something that watches may wait for.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Event {
-    /// What happened.
-    pub kind: EventType,
-    /// The znode that was created, deleted or changed: for [`EventType::ChildrenChanged`] the child.
-    /// Both events of a create share it.
-    node: Arc<str>,
-    /// Who may read this may be told: the ACL of the znode at [`Event::path`].
-    pub acl: AclHandle,
-    /// The transaction.
-    pub zxid: Zxid,
-}
-
-impl Event {
-    /// An event of the znode at `node`; for [`EventType::ChildrenChanged`], of its parent.
-    pub const fn new(kind: EventType, node: Arc<str>, acl: AclHandle, zxid: Zxid) -> Self {
-        Self {
-            kind,
-            node,
-            acl,
-            zxid,
-        }
-    }
-
-    /// The path that the event is about.
-    pub fn path(&self) -> &str {
-        match self.kind {
-            EventType::ChildrenChanged => match self.node.rsplit_once('/') {
-                Some(("", _)) | None => "/",
-                Some((parent, _)) => parent,
-            },
-            _ => &self.node,
-        }
-    }
-}
-
-impl fmt::Debug for Event {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} {:?} {:?}", self.zxid, self.kind, self.path())
-    }
-}
-
 impl Tree {
     /// Applies a transaction and adds its events. The tree's zxid is the transaction's afterwards,
     /// unless it was larger already.
-    pub fn apply(&mut self, header: &TxnHeader, txn: &Txn<'_>, events: &mut Vec<Event>) -> Applied {
+    pub fn apply(&mut self, header: &TxnHeader, txn: &Txn<'_>, events: &mut Events) -> Applied {
         let outcome = match txn {
             Txn::Multi(parts) => self.apply_multi(header, parts, events),
             single => self.apply_part(header, header.op, single, events),
@@ -98,7 +52,7 @@ impl Tree {
             tree: self,
             zxid: version,
             time_ms,
-            events: &mut Vec::new(),
+            events: &mut Events::new(),
         };
         let set = step.set_data(path::CONFIG, Some(text.as_bytes()), -1);
         set.expect("it is there");
@@ -122,7 +76,7 @@ impl Tree {
         header: &TxnHeader,
         op: OpCode,
         txn: &Txn<'_>,
-        events: &mut Vec<Event>,
+        events: &mut Events,
     ) -> Result<WriteReply, i32> {
         let mut step = Step {
             tree: self,
@@ -195,7 +149,7 @@ impl Tree {
         &mut self,
         header: &TxnHeader,
         parts: &[(OpCode, Txn<'_>)],
-        events: &mut Vec<Event>,
+        events: &mut Events,
     ) -> Result<WriteReply, i32> {
         let failed = parts
             .iter()
@@ -233,7 +187,7 @@ struct Step<'t> {
     tree: &'t mut Tree,
     zxid: Zxid,
     time_ms: i64,
-    events: &'t mut Vec<Event>,
+    events: &'t mut Events,
 }
 
 /// A znode to be created.
@@ -260,12 +214,11 @@ impl Step<'_> {
         let bytes = len_of(new.data);
         self.insert(parent_path, node, new.parent_cversion, bytes);
         self.tree.data_size += size_of(new.path, bytes);
-        let path: Arc<str> = new.path.into();
-        self.tree.enlist(&path, new.owner);
+        self.tree.enlist(new.path, new.owner);
         self.count_new_quota(parent_path, name);
         self.count_in_quota(new.path, bytes, 1);
-        self.fire(EventType::Created, &path, acl);
-        self.fire(EventType::ChildrenChanged, &path, parent_acl);
+        self.fire(EventType::Created, new.path, acl);
+        self.fire_children_changed(parent_acl);
         Ok(stat)
     }
 
@@ -329,16 +282,13 @@ impl Step<'_> {
             }
             return Err(ZkError::NoNode);
         };
-        // The event's handle is taken before the last use of the ACL may end.
-        let acl = self.tree.acl_handle(node.header.acl).clone();
+        // Before the last use of the ACL may end.
+        self.fire(EventType::Deleted, path, node.header.acl);
+        self.fire_children_changed(parent_acl);
         self.remove(parent_path, &node);
         let bytes = len_of(node.data());
         self.forget(path, &node);
         self.count_in_quota(path, -bytes, -1);
-        let path: Arc<str> = path.into();
-        self.events
-            .push(Event::new(EventType::Deleted, path.clone(), acl, self.zxid));
-        self.fire(EventType::ChildrenChanged, &path, parent_acl);
         Ok(())
     }
 
@@ -410,8 +360,7 @@ impl Step<'_> {
         self.tree.count_above(path, 0, grown);
         self.tree.data_size += grown;
         self.count_in_quota(path, grown, 0);
-        let path: Arc<str> = path.into();
-        self.fire(EventType::DataChanged, &path, acl);
+        self.fire(EventType::DataChanged, path, acl);
         Ok(stat)
     }
 
@@ -482,17 +431,22 @@ impl Step<'_> {
         self.tree.put_data(&stat_path, &data);
     }
 
-    fn fire(&mut self, kind: EventType, path: &Arc<str>, acl: u32) {
-        let acl = self.tree.acl_handle(acl).clone();
-        self.events
-            .push(Event::new(kind, path.clone(), acl, self.zxid));
+    fn fire(&mut self, kind: EventType, path: &str, acl: u32) {
+        let acl = self.tree.acl_handle(acl);
+        self.events.push(kind, path, acl, self.zxid);
+    }
+
+    /// Follows the event of a child that was created or deleted.
+    fn fire_children_changed(&mut self, parent_acl: u32) {
+        let acl = self.tree.acl_handle(parent_acl);
+        self.events.push_children_changed(acl, self.zxid);
     }
 }
 
 /// The parent's path and the name. The root cannot be created or deleted, nor can anything without a
 /// name.
 fn split(path: &str) -> Result<(&str, &str), ZkError> {
-    match path.rsplit_once('/') {
+    match path::split(path) {
         Some((parent, name)) if !name.is_empty() => Ok((parent, name)),
         _ => Err(ZkError::BadArguments),
     }
@@ -544,7 +498,7 @@ mod tests {
         }
     }
 
-    fn create(tree: &mut Tree, path: &str, data: &[u8]) -> Vec<Event> {
+    fn create(tree: &mut Tree, path: &str, data: &[u8]) -> Events {
         let txn = Txn::Create {
             path: path.into(),
             data: Some(data),
@@ -552,27 +506,27 @@ mod tests {
             kind: CreateKind::Plain { ephemeral: false },
             parent_cversion: -1,
         };
-        let mut events = Vec::new();
+        let mut events = Events::new();
         let header = header(tree.zxid().0 + 1, OpCode::Create);
         let applied = tree.apply(&header, &txn, &mut events);
         assert_eq!(applied.outcome, Ok(WriteReply::Path(path.to_owned())));
         events
     }
 
-    fn set(tree: &mut Tree, path: &str, data: &[u8]) -> Vec<Event> {
+    fn set(tree: &mut Tree, path: &str, data: &[u8]) -> Events {
         let txn = Txn::SetData {
             path: path.into(),
             data: Some(data),
             version: 1,
         };
-        let mut events = Vec::new();
+        let mut events = Events::new();
         let header = header(tree.zxid().0 + 1, OpCode::SetData);
         assert!(tree.apply(&header, &txn, &mut events).outcome.is_ok());
         events
     }
 
-    fn delete(tree: &mut Tree, path: &str) -> (Vec<Event>, Applied) {
-        let mut events = Vec::new();
+    fn delete(tree: &mut Tree, path: &str) -> (Events, Applied) {
+        let mut events = Events::new();
         let header = header(tree.zxid().0 + 1, OpCode::Delete);
         let applied = tree.apply(&header, &Txn::Delete { path: path.into() }, &mut events);
         (events, applied)
@@ -676,7 +630,7 @@ mod tests {
     #[test]
     fn events_come_in_apaches_order_with_the_acls_to_check() {
         let mut tree = Tree::new();
-        let shown = |events: Vec<Event>| -> Vec<String> {
+        let shown = |events: Events| -> Vec<String> {
             events.iter().map(|event| format!("{event:?}")).collect()
         };
         let events = create(&mut tree, "/a", b"");
@@ -713,7 +667,7 @@ mod tests {
         let applied = tree.apply(
             &header(1, OpCode::Multi),
             &Txn::Multi(parts.to_vec()),
-            &mut Vec::new(),
+            &mut Events::new(),
         );
         let wanted = [0, -101, -2].map(|code| (OpCode::Error, Err(code)));
         assert_eq!(applied.outcome, Ok(WriteReply::Multi(wanted.to_vec())));
@@ -762,6 +716,6 @@ mod tests {
     fn trees_can_be_sent_and_shared() {
         fn check<T: Send + Sync + Clone>() {}
         check::<Tree>();
-        check::<Event>();
+        check::<Events>();
     }
 }

@@ -16,7 +16,7 @@ use ringkeeper_proto::reply::WriteReply;
 use ringkeeper_proto::txn::record_len;
 use ringkeeper_proto::{LossyText, OpCode, Request, Txn, TxnDigest, TxnHeader, ZkError, Zxid};
 
-use crate::apply::Event;
+use crate::events::Events;
 use crate::prepare::{
     Context, Prepared, Undecodable, check_multi, check_txn_len, part_of_multi, prepare,
     prepare_reconfig,
@@ -48,7 +48,7 @@ pub fn execute<'a>(
     zxid: Zxid,
     request: &Request<'a>,
     context: &Context<'_>,
-    events: &mut Vec<Event>,
+    events: &mut Events,
 ) -> Executed<'a> {
     match request {
         Request::Multi(ops) => execute_multi(head, zxid, ops, context, events),
@@ -73,7 +73,7 @@ pub fn execute_bytes<'a>(
     body: &'a [u8],
     text: &'a LossyText,
     context: &Context<'_>,
-    events: &mut Vec<Event>,
+    events: &mut Events,
 ) -> Result<Executed<'a>, ZkError> {
     let decoded = match Request::decode_lossy(op, body, text) {
         Ok(Request::Multi(ops)) => check_multi(&ops).map(|()| Request::Multi(ops)),
@@ -104,7 +104,7 @@ pub fn execute_error<'a>(
         zxid,
         Prepared::new(OpCode::Error, txn),
         context,
-        &mut Vec::new(),
+        &mut Events::new(),
     );
     executed.outcome = Err(error);
     executed
@@ -117,7 +117,7 @@ pub fn execute_reconfig<'a>(
     zxid: Zxid,
     text: Result<&'a str, ZkError>,
     context: &Context<'_>,
-    events: &mut Vec<Event>,
+    events: &mut Events,
 ) -> Executed<'a> {
     match text.and_then(|text| prepare_reconfig(head, text, context)) {
         Ok(prepared) => finish(head, zxid, prepared, context, events),
@@ -134,7 +134,7 @@ pub fn execute_create_session<'a>(
 ) -> Executed<'a> {
     let txn = Txn::CreateSession { timeout_ms };
     let prepared = Prepared::new(OpCode::CreateSession, txn);
-    finish(head, zxid, prepared, context, &mut Vec::new())
+    finish(head, zxid, prepared, context, &mut Events::new())
 }
 
 /// Executes the end of the session of `context`, by its own wish or by expiry: its ephemerals go.
@@ -142,7 +142,7 @@ pub fn execute_close_session<'a>(
     head: &mut Tree,
     zxid: Zxid,
     context: &Context<'_>,
-    events: &mut Vec<Event>,
+    events: &mut Events,
 ) -> Executed<'a> {
     let paths = context.settings.close_session_txn.then(|| {
         let paths = head.ephemerals(context.session);
@@ -163,13 +163,13 @@ fn execute_multi<'a>(
     zxid: Zxid,
     ops: &[Request<'a>],
     context: &Context<'_>,
-    events: &mut Vec<Event>,
+    events: &mut Events,
 ) -> Executed<'a> {
     if let Err(Undecodable { error, .. }) = check_multi(ops) {
         return execute_error(head, zxid, error, context);
     }
     let header = header_of(OpCode::Multi, zxid, context);
-    let events_before = events.len();
+    let events_before = events.mark();
     let mut backup = None;
     let mut done = Multi {
         len: record_len(&Txn::Multi(Vec::new()), true),
@@ -212,7 +212,7 @@ fn execute_multi<'a>(
     if let Some(backup) = backup {
         *head = backup;
     }
-    events.truncate(events_before);
+    events.roll_back(events_before);
     // ZK: a request that makes the server itself fail is no failed multi, but a failed request.
     if error == ZkError::MarshallingError {
         return execute_error(head, zxid, error, context);
@@ -255,7 +255,7 @@ fn refuse_multi<'a>(
         return execute_error(head, zxid, error, context);
     }
     let prepared = Prepared::new(OpCode::Multi, txn);
-    finish(head, zxid, prepared, context, &mut Vec::new())
+    finish(head, zxid, prepared, context, &mut Events::new())
 }
 
 fn finish<'a>(
@@ -263,7 +263,7 @@ fn finish<'a>(
     zxid: Zxid,
     prepared: Prepared<'a>,
     context: &Context<'_>,
-    events: &mut Vec<Event>,
+    events: &mut Events,
 ) -> Executed<'a> {
     let header = header_of(prepared.op, zxid, context);
     let applied = head.apply(&header, &prepared.txn, events);

@@ -319,6 +319,7 @@ mod tests {
     use ringkeeper_proto::{Acl, Id, OpCode, Perms, Txn, TxnHeader};
 
     use super::*;
+    use crate::Events;
 
     /// A tree with sessions, ephemerals, two ACLs, deep and wide places, and a znode longer than a chunk.
     fn tree() -> Tree {
@@ -333,7 +334,7 @@ mod tests {
                 time_ms: 1_000 + zxid.cast_signed(),
                 op,
             };
-            let applied = tree.apply(&header, &txn, &mut Vec::new());
+            let applied = tree.apply(&header, &txn, &mut Events::new());
             applied.outcome.unwrap();
         };
         apply(

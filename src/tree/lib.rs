@@ -11,6 +11,7 @@ mod acl_table;
 mod apply;
 mod compact_set;
 mod digest;
+mod events;
 pub mod execute;
 pub mod image;
 mod map;
@@ -28,7 +29,8 @@ mod tree;
 pub mod watch;
 
 pub use acl_table::AclHandle;
-pub use apply::{Applied, Event};
+pub use apply::Applied;
+pub use events::{Event, Events};
 pub use execute::Executed;
 pub use node::{CONTAINER_OWNER, Node, NodeKind, TTL_MS_MAX};
 pub use prepare::{Context, SessionState, Undecodable, check_session, wants_ephemeral};

@@ -73,12 +73,13 @@ pub(crate) trait Entry: Clone {
 ///
 /// Names that only count up (`lock-0000000041`, `lock-0000000042`) are neighbours, so that a run of
 /// sequential creates fills one leaf after the other; names that differ elsewhere are scattered. Names
-/// made to collide cost comparisons of names, never more than the logarithm of the map's size.
+/// made to collide cost comparisons of names, at most those of one leaf and of the blocks above it.
 pub(crate) fn head_of(name: &[u8]) -> u64 {
     let (front, tail) = name.split_at(name.len().saturating_sub(4));
-    let tail = tail
-        .iter()
-        .fold(0_u64, |tail, byte| tail << 8 | u64::from(*byte));
+    let tail = match <[u8; 4]>::try_from(tail) {
+        Ok(tail) => u32::from_be_bytes(tail).into(),
+        Err(_) => number_of(tail),
+    };
     u64::from(hash(front)) << 32 | tail
 }
 
@@ -87,14 +88,22 @@ fn hash(bytes: &[u8]) -> u32 {
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     const START: u64 = 0x243f_6a88_85a3_08d3;
     let mut state = START ^ bytes.len() as u64;
-    for chunk in bytes.chunks(8) {
-        let word = chunk
-            .iter()
-            .fold(0_u64, |word, byte| word << 8 | u64::from(*byte));
-        let mixed = u128::from(state ^ word) * u128::from(FACTOR);
-        state = fold(mixed);
+    let mut mix = |word: u64| state = fold(u128::from(state ^ word) * u128::from(FACTOR));
+    let (words, rest) = bytes.as_chunks();
+    for word in words {
+        mix(u64::from_be_bytes(*word));
+    }
+    if !rest.is_empty() {
+        mix(number_of(rest));
     }
     (fold(u128::from(state) * u128::from(FACTOR)) >> 32) as u32
+}
+
+/// At most eight bytes as a number.
+fn number_of(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "both halves are used")]
@@ -688,10 +697,17 @@ fn inner_mut<E>(inner: &mut Arc<Inner<E>>) -> &mut Inner<E> {
 }
 
 fn search<E: Entry>(leaf: &Leaf<E>, key: &Key<'_>) -> Result<usize, usize> {
-    leaf.slice.binary_search_by(|slot| match slot {
-        Some(entry) => entry.compare(key),
-        None => Ordering::Greater,
-    })
+    // As in [`Inner::position`], counting takes no branches to guess; names are looked at only then.
+    let is_below = |slot: &&Option<E>| slot.as_ref().is_some_and(|it| it.head() < key.head);
+    let mut at = leaf.slice.iter().filter(is_below).count();
+    while let Some(Some(entry)) = leaf.slice.get(at) {
+        match entry.compare(key) {
+            Ordering::Less => at += 1,
+            Ordering::Equal => return Ok(at),
+            Ordering::Greater => break,
+        }
+    }
+    Err(at)
 }
 
 fn first<E>(leaf: &Leaf<E>) -> Option<&E> {

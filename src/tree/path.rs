@@ -85,6 +85,29 @@ impl<'p> Iterator for Names<'p> {
 /// # Errors
 /// When it cannot. Of several faults an arbitrary one is named.
 pub fn validate(path: &str) -> Result<(), PathError> {
+    if is_plain(path.as_bytes()) {
+        Ok(())
+    } else {
+        validate_with_care(path)
+    }
+}
+
+/// Whether a path is valid at first sight, as nearly all are: printable ASCII, and no name empty or with a
+/// dot in front. Both loops are without branches, so that they are done for many bytes at once.
+fn is_plain(path: &[u8]) -> bool {
+    let ([b'/', .., last], [_, after @ ..]) = (path, path) else {
+        return false;
+    };
+    let printable = path
+        .iter()
+        .fold(true, |all, byte| all & matches!(byte, b' '..=b'~'));
+    let odd_name = path.iter().zip(after).fold(false, |any, (byte, next)| {
+        any | (*byte == b'/') & ((*next == b'/') | (*next == b'.'))
+    });
+    printable & !odd_name & (*last != b'/')
+}
+
+fn validate_with_care(path: &str) -> Result<(), PathError> {
     let bytes = path.as_bytes();
     match bytes {
         [b'/'] => return Ok(()),
@@ -121,10 +144,17 @@ pub fn is_special(path: &str) -> bool {
 /// What stands before the last `/` of `path`, whether it is a valid path or not: "" for a child of
 /// the root. `None` when there is no `/`, or when there is a NUL, which Apache refuses with it.
 pub fn parent(path: &str) -> Option<&str> {
-    if path.bytes().any(|byte| byte == 0) {
+    if path.bytes().fold(false, |any, byte| any | (byte == 0)) {
         return None;
     }
-    path.rsplit_once('/').map(|(parent, _)| parent)
+    split(path).map(|(parent, _)| parent)
+}
+
+/// What stands before and behind the last `/` of `path`.
+pub(crate) fn split(path: &str) -> Option<(&str, &str)> {
+    // As for [`Names`], a plain loop is best for what is short.
+    let slash = path.bytes().rposition(|byte| byte == b'/')?;
+    Some((path.get(..slash)?, path.get(slash + 1..)?))
 }
 
 /// The ancestors of `path`, nearest first, the root last; nothing for the root itself.

@@ -303,7 +303,7 @@ fn prepare_create<'a>(
     path::validate(&created)?;
     // What stands behind the last slash is its parent's child, without another walk from the root; only
     // the root has no name.
-    let name = created.rsplit('/').next().unwrap_or("");
+    let name = path::split(&created).map_or("", |(_, name)| name);
     if name.is_empty() || parent.has_child(name) {
         return Err(ZkError::NodeExists);
     }

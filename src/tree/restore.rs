@@ -293,6 +293,7 @@ mod tests {
     use ringkeeper_proto::{OpCode, Txn, TxnHeader};
 
     use super::*;
+    use crate::Events;
 
     fn stored<'a>(path: &'a str, data: &'a [u8], acl: i64) -> StoredNode<'a> {
         StoredNode {
@@ -365,7 +366,7 @@ mod tests {
                 parent_cversion: -1,
             };
             let header = header(at as u64 + 1, OpCode::Create);
-            let _applied = tree.apply(&header, &txn, &mut Vec::new());
+            let _applied = tree.apply(&header, &txn, &mut Events::new());
         }
         let mut restore = Restore::new();
         for (id, acl) in tree.acls() {
@@ -433,7 +434,7 @@ mod tests {
             time_ms: 5,
             op: OpCode::Create,
         };
-        let _exists = tree.apply(&header, &txn, &mut Vec::new());
+        let _exists = tree.apply(&header, &txn, &mut Events::new());
         assert_eq!(Restored::still_without_acl(&tree, &without_acl), None);
     }
 

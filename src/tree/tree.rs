@@ -342,14 +342,14 @@ impl Tree {
     }
 
     /// Enters a new znode in the sets of its kind.
-    pub(crate) fn enlist(&mut self, path: &Arc<str>, owner: i64) {
+    pub(crate) fn enlist(&mut self, path: &str, owner: i64) {
         match NodeKind::of_owner(owner) {
             NodeKind::Persistent => {}
             NodeKind::Container => {
-                self.containers.insert(PathEntry::new(path.clone()));
+                self.containers.insert(PathEntry::new(path.into()));
             }
             NodeKind::Ttl(_) => {
-                self.ttls.insert(PathEntry::new(path.clone()));
+                self.ttls.insert(PathEntry::new(path.into()));
             }
             NodeKind::Ephemeral => {
                 let session = SessionId(owner);
@@ -358,7 +358,7 @@ impl Tree {
                     self.owners.insert(Owner::new(session));
                 }
                 if let Some(owner) = self.owners.get_mut(&key)
-                    && owner.paths.insert(PathEntry::new(path.clone())).is_none()
+                    && owner.paths.insert(PathEntry::new(path.into())).is_none()
                 {
                     owner.bytes += 4 + path.len();
                     self.ephemerals += 1;

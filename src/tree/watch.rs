@@ -19,7 +19,6 @@ use ringkeeper_proto::ZkError;
 use ringkeeper_proto::reply::EventType;
 use ringkeeper_proto::request::SetWatchesRequest;
 
-use crate::apply::Event;
 use crate::compact_set::{CompactSet, spread};
 use crate::path::ancestors;
 use crate::tree::Tree;
@@ -249,13 +248,8 @@ impl WatchTable {
         self.free_watcher(slot);
     }
 
-    /// Tells those who watch what `event` says. Whether they may read it is for the caller to check.
-    pub fn trigger(&mut self, event: &Event, tell: impl FnMut(Watcher, EventType, &str)) {
-        self.fire(event.kind, event.path(), tell);
-    }
-
     /// Tells those who watch that `path` has changed. `tell` is called once for each of them, in no
-    /// particular order.
+    /// particular order. Whether they may read it is for the caller to check.
     ///
     /// - Created, DataChanged: the data table of the path, and recursive watches of its ancestors.
     /// - Deleted: both tables of the path, and recursive watches of its ancestors.

@@ -2,8 +2,8 @@
 
 use ringkeeper_proto::txn::decode_record;
 use ringkeeper_proto::{DecodeError, TxnDigest, Zxid};
-use ringkeeper_tree::Tree;
 use ringkeeper_tree::restore::Restored;
+use ringkeeper_tree::{Events, Tree};
 
 use crate::snapshot::{Snapshot, SnapshotDigest};
 
@@ -79,7 +79,7 @@ impl Replay {
         let (header, txn, logged) = decode_record(record)?;
         // What failed when it was first applied fails again, and in the fuzzy part what is there already
         // fails too: either way the tree is as it should be.
-        let _outcome = self.tree.apply(&header, &txn, &mut Vec::new());
+        let _outcome = self.tree.apply(&header, &txn, &mut Events::new());
         self.applied += 1;
         if zxid < self.fuzzy_through {
             return Ok(());

@@ -8,8 +8,8 @@ use indicatif::ProgressBar;
 use ringkeeper_proto::txn::decode_record;
 use ringkeeper_proto::{TxnDigest, Zxid};
 use ringkeeper_storage::{BatchKind, SnapshotReader};
-use ringkeeper_tree::Tree;
 use ringkeeper_tree::snapshot::{Chunk, SnapshotBuilder};
+use ringkeeper_tree::{Events, Tree};
 
 use crate::apache_state;
 use crate::exit::Failure;
@@ -62,7 +62,7 @@ impl State {
                 record.offset, record.zxid
             )
         })?;
-        let mut events = Vec::new();
+        let mut events = Events::new();
         // A transaction that failed when it was first applied fails again: that is its outcome.
         let _applied = self.tree.apply(&header, &txn, &mut events);
         self.replayed += 1;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use ringkeeper_proto::txn::decode_record;
 use ringkeeper_proto::{OpCode, SessionId, Txn, Zxid};
-use ringkeeper_tree::Tree;
+use ringkeeper_tree::{Events, Tree};
 
 /// A broken promise.
 pub(crate) type Violation = String;
@@ -153,7 +153,7 @@ impl Checks {
         if header.op == OpCode::CloseSession && header.cxid == 0 {
             self.expired(zxid, header.session, before, leader)?;
         }
-        let _applied = self.tree.apply(&header, &txn, &mut Vec::new());
+        let _applied = self.tree.apply(&header, &txn, &mut Events::new());
         if let Some(digest) = digest
             && digest.tree_digest != self.tree.digest_to_wire()
         {

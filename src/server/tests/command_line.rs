@@ -14,7 +14,7 @@ use std::process::{Child, Command, Output, Stdio};
 use ringkeeper_apache_files::{Compression, LogWriter, write_snapshot};
 use ringkeeper_proto::txn::{CreateKind, encode_record};
 use ringkeeper_proto::{Acl, AclList, OpCode, SessionId, Txn, TxnHeader, Zxid};
-use ringkeeper_tree::Tree;
+use ringkeeper_tree::{Events, Tree};
 use rustix::process::{Pid, Signal, kill_process};
 
 fn ringkeeper() -> Command {
@@ -208,7 +208,7 @@ fn apache_data(data: &Path, count: u32) -> Tree {
             time_ms: 5,
             op: OpCode::Create,
         };
-        let _outcome = tree.apply(&header, &txn, &mut Vec::new());
+        let _outcome = tree.apply(&header, &txn, &mut Events::new());
         let mut record = Vec::new();
         encode_record(&header, &txn, None, &mut record);
         writer.append(header.zxid, &record).unwrap();

@@ -21,8 +21,8 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use ringkeeper_proto::txn::CreateKind;
 use ringkeeper_proto::{Acl, AclList, OpCode, SessionId, Txn, TxnHeader, Zxid};
-use ringkeeper_tree::Tree;
 use ringkeeper_tree::snapshot::{Chunk, SnapshotBuilder, SnapshotEncoder};
+use ringkeeper_tree::{Events, Tree};
 
 /// Bytes of data of each znode.
 const DATA_LEN: usize = 100;
@@ -195,7 +195,7 @@ fn run(tree: &mut Tree, op: OpCode, txn: &Txn<'_>) {
         time_ms: 1,
         op,
     };
-    let mut events = Vec::with_capacity(2);
+    let mut events = Events::new();
     assert!(tree.apply(&header, txn, &mut events).outcome.is_ok());
 }
 

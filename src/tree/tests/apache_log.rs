@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use ringkeeper_proto::txn::decode_record;
 use ringkeeper_proto::{OpCode, SessionId, Txn};
-use ringkeeper_tree::Tree;
+use ringkeeper_tree::{Events, Tree};
 
 const LOG: &[u8] = include_bytes!("../testdata/apache-3.8.log");
 
@@ -28,7 +28,7 @@ fn records(log: &[u8]) -> Vec<&[u8]> {
 fn every_digest_of_apaches_log_is_ours() {
     let mut tree = Tree::new();
     let mut kinds = BTreeMap::new();
-    let mut events = Vec::new();
+    let mut events = Events::new();
     for record in records(LOG) {
         let (header, txn, digest) = decode_record(record).unwrap();
         let applied = tree.apply(&header, &txn, &mut events);
@@ -85,13 +85,13 @@ fn replaying_a_suffix_that_is_there_already_ends_in_the_same_tree() {
     let mut whole = Tree::new();
     for record in &records {
         let (header, txn, _) = decode_record(record).unwrap();
-        let _applied = whole.apply(&header, &txn, &mut Vec::new());
+        let _applied = whole.apply(&header, &txn, &mut Events::new());
     }
     for start in (0..records.len()).step_by(7) {
         let mut again = whole.clone();
         for record in &records[start..] {
             let (header, txn, _) = decode_record(record).unwrap();
-            let _applied = again.apply(&header, &txn, &mut Vec::new());
+            let _applied = again.apply(&header, &txn, &mut Events::new());
         }
         assert_eq!(again.digest(), whole.digest(), "replayed from {start}");
         assert_eq!(again.node_count(), whole.node_count());

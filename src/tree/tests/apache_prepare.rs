@@ -27,7 +27,7 @@ use ringkeeper_proto::{
 use ringkeeper_tree::execute::{
     Executed, execute_bytes, execute_close_session, execute_create_session,
 };
-use ringkeeper_tree::{Context, Event, SessionState, Settings, Tree};
+use ringkeeper_tree::{Context, Events, SessionState, Settings, Tree};
 
 #[test]
 fn transactions_replies_and_digests_are_apaches() {
@@ -87,7 +87,7 @@ fn check(results: &str, settings: Settings) -> usize {
     let mut world = World {
         head: Tree::new(),
         settings,
-        events: Vec::new(),
+        events: Events::new(),
         line: 0,
     };
     let mut waiting = Vec::new();
@@ -115,7 +115,7 @@ fn check(results: &str, settings: Settings) -> usize {
 struct World {
     head: Tree,
     settings: Settings,
-    events: Vec<Event>,
+    events: Events,
     line: usize,
 }
 
@@ -185,7 +185,7 @@ impl World {
 
     // Who only gets the transaction comes to the same tree, with the same events.
     fn check_apply(&mut self, mut before: Tree, header: &TxnHeader, txn: &Txn<'_>) {
-        let mut events = Vec::new();
+        let mut events = Events::new();
         let _shown = before.apply(header, txn, &mut events);
         assert_eq!(before.digest(), self.head.digest(), "line {}", self.line);
         assert_eq!(before.zxid(), self.head.zxid(), "line {}", self.line);
@@ -199,7 +199,7 @@ impl World {
             )
         };
         assert_eq!(counts(&before), counts(&self.head), "line {}", self.line);
-        let sorted = |events: &[Event]| {
+        let sorted = |events: &Events| {
             let mut lines: Vec<String> = events.iter().map(|event| format!("{event:?}")).collect();
             if header.op == OpCode::CloseSession {
                 lines.sort_unstable();

@@ -21,7 +21,7 @@ use ringkeeper_tree::execute::{
     Executed, execute, execute_bytes, execute_close_session, execute_create_session,
 };
 use ringkeeper_tree::watch::{WatchKind, WatchTable, Watcher, set_watches};
-use ringkeeper_tree::{Context, Event, NodeKind, SessionState, Settings, Tree, sweep};
+use ringkeeper_tree::{Context, Events, NodeKind, SessionState, Settings, Tree, sweep};
 
 struct World {
     head: Tree,
@@ -30,7 +30,7 @@ struct World {
     session: SessionId,
     state: SessionState,
     time_ms: i64,
-    events: Vec<Event>,
+    events: Events,
 }
 
 impl World {
@@ -42,13 +42,13 @@ impl World {
             session: SessionId(7),
             state: SessionState::Live,
             time_ms: 1_000,
-            events: Vec::new(),
+            events: Events::new(),
         }
     }
 
     fn with_context<T>(
         &mut self,
-        run: impl FnOnce(&mut Tree, Zxid, &Context<'_>, &mut Vec<Event>) -> T,
+        run: impl FnOnce(&mut Tree, Zxid, &Context<'_>, &mut Events) -> T,
     ) -> T {
         let context = Context {
             session: self.session,
@@ -382,7 +382,7 @@ fn versions_wrap_as_in_3_9_3() {
         };
         world
             .head
-            .apply(&header, &txn, &mut Vec::new())
+            .apply(&header, &txn, &mut Events::new())
             .outcome
             .unwrap();
         for (version, expect) in [(current - 1, false), (current, true)] {
@@ -743,8 +743,8 @@ fn missed_events_are_told_and_the_rest_is_armed() {
     world.events.clear();
     world.create("/missing", 0).unwrap();
     let mut told = Vec::new();
-    for event in &world.events {
-        table.trigger(event, |watcher, kind, path| {
+    for event in world.events.iter() {
+        table.fire(event.kind, event.path, |watcher, kind, path| {
             told.push((watcher, kind, path.to_owned()))
         });
     }
@@ -845,7 +845,7 @@ fn check_replay(mut before: Tree, executed: &Executed<'_>, world: &World) {
     let (header, txn, digest) = decode_record(&record).unwrap();
     assert_eq!((header, digest), (executed.header, Some(executed.digest)));
     assert_eq!(txn, executed.txn);
-    let mut events = Vec::new();
+    let mut events = Events::new();
     let _shown = before.apply(&header, &txn, &mut events);
     assert_eq!(before.digest_to_wire(), executed.digest.tree_digest);
     assert_eq!(before.zxid(), world.head.zxid());

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use ringkeeper_proto::txn::CreateKind;
 use ringkeeper_proto::{Acl, AclList, Id, OpCode, Perms, SessionId, Stat, Txn, TxnHeader, Zxid};
 use ringkeeper_tree::snapshot::{Chunk, SnapshotBuilder, SnapshotEncoder};
-use ringkeeper_tree::{CONTAINER_OWNER, NodeKind, Tree};
+use ringkeeper_tree::{CONTAINER_OWNER, Events, NodeKind, Tree};
 
 const PATHS: [&str; 14] = [
     "/a",
@@ -411,14 +411,14 @@ proptest! {
                 let txn = Txn::Multi(parts);
                 model.apply(&header, OpCode::Multi, &txn);
                 let header = TxnHeader { op: OpCode::Multi, ..header };
-                let _applied = tree.apply(&header, &txn, &mut Vec::new());
+                let _applied = tree.apply(&header, &txn, &mut Events::new());
             } else if step.2 == 9 && op != OpCode::Error && op != OpCode::CloseSession {
                 // Kept for the next multi.
                 multi.push((op, txn));
             } else {
                 model.apply(&header, op, &txn);
                 let header = TxnHeader { op, ..header };
-                let _applied = tree.apply(&header, &txn, &mut Vec::new());
+                let _applied = tree.apply(&header, &txn, &mut Events::new());
             }
             prop_assert_eq!(tree.digest(), model.digest());
             if i % 40 == 7 {

@@ -3,10 +3,10 @@
 use proptest::prelude::*;
 use ringkeeper_proto::txn::CreateKind;
 use ringkeeper_proto::{Acl, AclList, OpCode, SessionId, Txn, TxnHeader, Zxid};
-use ringkeeper_tree::Tree;
 use ringkeeper_tree::snapshot::{
     CHUNK_LEN, Chunk, SnapshotBuilder, SnapshotEncoder, SnapshotError,
 };
+use ringkeeper_tree::{Events, Tree};
 
 fn create(tree: &mut Tree, path: &str, data: &[u8], ephemeral: bool) {
     let zxid = Zxid(tree.zxid().0 + 1);
@@ -24,7 +24,11 @@ fn create(tree: &mut Tree, path: &str, data: &[u8], ephemeral: bool) {
         kind: CreateKind::Plain { ephemeral },
         parent_cversion: -1,
     };
-    assert!(tree.apply(&header, &txn, &mut Vec::new()).outcome.is_ok());
+    assert!(
+        tree.apply(&header, &txn, &mut Events::new())
+            .outcome
+            .is_ok()
+    );
 }
 
 fn sample() -> Tree {
@@ -138,7 +142,7 @@ proptest! {
             time_ms: 5,
             op: OpCode::CreateSession,
         };
-        let _applied = tree.apply(&header, &Txn::CreateSession { timeout_ms: 1 }, &mut Vec::new());
+        let _applied = tree.apply(&header, &Txn::CreateSession { timeout_ms: 1 }, &mut Events::new());
         let mut chunks = chunks(&tree);
         prop_assert_eq!(chunks.len(), 4);
         for (chunk, at, byte) in damage {

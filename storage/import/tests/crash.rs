@@ -21,8 +21,8 @@ use ringkeeper_proto::{Epoch, Zxid};
 use ringkeeper_storage::offline::MANIFEST_NAMES;
 use ringkeeper_storage::{BlockingDisk as _, Dirs, Disk as _, LogOptions, SimDisk};
 use ringkeeper_storage::{SnapshotReader, Store};
-use ringkeeper_tree::Tree;
 use ringkeeper_tree::snapshot::{Chunk, SnapshotBuilder};
+use ringkeeper_tree::{Events, Tree};
 use support::{assert_equal, contents, records, write_log};
 
 /// All subsets of that many units are tried; beyond, a sample.
@@ -157,7 +157,7 @@ impl Case {
         let from = tree.borrow().zxid();
         let replay = opened.log.replay(from, |_, record| {
             let (header, txn, _) = decode_record(record).unwrap();
-            let _outcome = tree.borrow_mut().apply(&header, &txn, &mut Vec::new());
+            let _outcome = tree.borrow_mut().apply(&header, &txn, &mut Events::new());
             Ok::<_, String>(())
         });
         disk.wait(replay)

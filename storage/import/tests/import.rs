@@ -21,8 +21,8 @@ use ringkeeper_import::{
 use ringkeeper_proto::txn::decode_record;
 use ringkeeper_proto::{Epoch, Zxid};
 use ringkeeper_storage::{Dirs, SnapshotReader, StdDisk, Store};
-use ringkeeper_tree::Tree;
 use ringkeeper_tree::snapshot::{Chunk, SnapshotBuilder};
+use ringkeeper_tree::{Events, Tree};
 use support::{assert_equal, contents, member, options, records, write_log};
 
 fn dirs(data: &Path, log: &Path) -> (SourceDirs, Dirs) {
@@ -60,7 +60,7 @@ fn load(target: &Dirs) -> (Tree, Epoch, Epoch, Zxid) {
     block_on(opened.log.replay(from, |_, record| {
         let (header, txn, digest) = decode_record(record).unwrap();
         let mut tree = tree.borrow_mut();
-        let _outcome = tree.apply(&header, &txn, &mut Vec::new());
+        let _outcome = tree.apply(&header, &txn, &mut Events::new());
         assert_eq!(digest.unwrap().tree_digest, tree.digest_to_wire());
         Ok::<_, String>(())
     }))

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use ringkeeper_apache_files::{Compression, write_snapshot};
 use ringkeeper_proto::Zxid;
 use ringkeeper_proto::txn::decode_record;
-use ringkeeper_tree::Tree;
+use ringkeeper_tree::{Events, Tree};
 use support::{apache_log, arg, copy_dir, expect, expect_error, flip, history, json, records};
 use support::{run, temp_dir};
 
@@ -30,7 +30,7 @@ fn snapshots(folder: &Path, records: &[(Zxid, Vec<u8>)], counts: &[usize]) {
     let mut tree = Tree::new();
     for (at, (_, record)) in records.iter().enumerate() {
         let (header, txn, _) = decode_record(record).unwrap();
-        let _applied = tree.apply(&header, &txn, &mut Vec::new());
+        let _applied = tree.apply(&header, &txn, &mut Events::new());
         if counts.contains(&(at + 1)) {
             let compression = [Compression::Plain, Compression::Gz, Compression::Snappy][at % 3];
             write_snapshot(&tree, folder, compression, &mut |_| ()).unwrap();

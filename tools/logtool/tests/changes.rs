@@ -5,7 +5,7 @@ mod support;
 use futures_lite::future::block_on;
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{Dirs, StdDisk, Store};
-use ringkeeper_tree::Tree;
+use ringkeeper_tree::{Events, Tree};
 use support::{Maker, arg, copy_dir, expect, expect_error, files, history, json, small, temp_dir};
 
 #[test]
@@ -69,7 +69,7 @@ fn truncate_goes_back_and_history_goes_on_from_there() {
     let mut tree = Tree::new();
     block_on(opened.log.replay(Zxid::ZERO, |_, record| {
         let (header, txn, _) = ringkeeper_proto::txn::decode_record(record)?;
-        let _applied = tree.apply(&header, &txn, &mut Vec::new());
+        let _applied = tree.apply(&header, &txn, &mut Events::new());
         Ok::<_, ringkeeper_proto::DecodeError>(())
     }))
     .unwrap();

@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use ringkeeper_storage::offline::{FIRST_BATCH_OFFSET, whole_header_at};
 use ringkeeper_storage::{BatchHeader, HEADER_BYTES};
-use ringkeeper_tree::Tree;
+use ringkeeper_tree::{Events, Tree};
 use serde_json::Value;
 use support::{Maker, arg, expect, expect_error, files, flip, history, json, run, temp_dir};
 
@@ -205,7 +205,7 @@ fn tree_at(dir: &Path, zxid: &str) -> Tree {
         file.read_exact_at(&mut bytes, line["offset"].as_u64().unwrap() + 16)
             .unwrap();
         let (header, txn, _) = ringkeeper_proto::txn::decode_record(&bytes).unwrap();
-        let _applied = tree.apply(&header, &txn, &mut Vec::new());
+        let _applied = tree.apply(&header, &txn, &mut Events::new());
     }
     tree
 }

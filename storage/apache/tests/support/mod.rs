@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ringkeeper_proto::txn::{CreateKind, TxnDigest, encode_record};
 use ringkeeper_proto::{Acl, AclList, Id, OpCode, Perms, SessionId, Txn, TxnHeader, Zxid};
-use ringkeeper_tree::{Node, Tree};
+use ringkeeper_tree::{Events, Node, Tree};
 
 /// A temporary directory.
 pub(crate) fn temp_dir() -> tempfile::TempDir {
@@ -29,7 +29,7 @@ pub(crate) fn records(count: u32) -> Vec<(Zxid, Vec<u8>)> {
             time_ms: 1_760_000_000_000 + i64::from(n),
             op,
         };
-        let _outcome = tree.apply(&header, &txn, &mut Vec::new());
+        let _outcome = tree.apply(&header, &txn, &mut Events::new());
         let digest = TxnDigest {
             version: TxnDigest::VERSION,
             tree_digest: tree.digest_to_wire(),
@@ -159,7 +159,7 @@ pub(crate) fn apply_all(records: &[(Zxid, Vec<u8>)]) -> Tree {
     let mut tree = Tree::new();
     for (_, bytes) in records {
         let (header, txn, _) = ringkeeper_proto::txn::decode_record(bytes).unwrap();
-        let _outcome = tree.apply(&header, &txn, &mut Vec::new());
+        let _outcome = tree.apply(&header, &txn, &mut Events::new());
     }
     tree
 }

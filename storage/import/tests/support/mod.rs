@@ -10,7 +10,7 @@ use ringkeeper_import::Options;
 use ringkeeper_proto::txn::{CreateKind, TxnDigest, encode_record};
 use ringkeeper_proto::{Acl, AclList, Epoch, OpCode, SessionId, Txn, TxnHeader, Zxid};
 use ringkeeper_storage::LogOptions;
-use ringkeeper_tree::{Node, Tree};
+use ringkeeper_tree::{Events, Node, Tree};
 
 /// Small segments, so that the log has several.
 pub(crate) fn options() -> Options {
@@ -54,7 +54,7 @@ pub(crate) fn records(tree: &mut Tree, from: u32, count: u32) -> Vec<(Zxid, Vec<
             time_ms: 5,
             op,
         };
-        let _outcome = tree.apply(&header, &txn, &mut Vec::new());
+        let _outcome = tree.apply(&header, &txn, &mut Events::new());
         let digest = TxnDigest {
             version: TxnDigest::VERSION,
             tree_digest: tree.digest_to_wire(),

@@ -12,8 +12,8 @@ use futures_lite::future::block_on;
 use ringkeeper_proto::txn::{CreateKind, TxnDigest, encode_record, record_len};
 use ringkeeper_proto::{Acl, AclList, Epoch, OpCode, SessionId, Txn, TxnHeader, Zxid};
 use ringkeeper_storage::{Dirs, LogOptions, OpenError, Opened, SnapshotWriter, StdDisk, Store};
-use ringkeeper_tree::Tree;
 use ringkeeper_tree::snapshot::SnapshotEncoder;
+use ringkeeper_tree::{Events, Tree};
 use serde_json::Value;
 
 /// The session that all transactions are of.
@@ -91,7 +91,7 @@ impl Maker {
             time_ms: START_MS + i64::from(self.zxid.counter()) * 1000,
             op,
         };
-        let _applied = self.tree.apply(&header, txn, &mut Vec::new());
+        let _applied = self.tree.apply(&header, txn, &mut Events::new());
         let digest = TxnDigest {
             version: TxnDigest::VERSION,
             tree_digest: self.tree.digest_to_wire(),
