@@ -8,6 +8,7 @@
     reason = "a bench shows what its figures belong to"
 )]
 
+use std::alloc::System;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -22,11 +23,15 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ringkeeper_benches::{directory, environment, floor};
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{
-    AlignedBuffer, BLOCK_BYTES, Dirs, Disk, DiskBuffer as _, DmaDisk, LogOptions, LogStats, Opened,
-    SnapshotWriter, StorageError, Store, TxnLog,
+    AlignedBuffer, BLOCK_BYTES, Dirs, Disk, DiskBuffer as _, DmaDisk, HugePages, LogOptions,
+    LogStats, Opened, SnapshotWriter, StorageError, Store, TxnLog,
 };
 use ringkeeper_transport::{ExecutorSpec, Task, pulse, reactor_turn, run_executor, spawn_local};
 use rustix::fs::OFlags;
+
+/// As the server's, but for the small blocks.
+#[global_allocator]
+static ALLOCATOR: HugePages<System> = HugePages(System);
 
 /// Segments that are kept to be used again: more than one measurement writes.
 const SPARES: usize = 24;

@@ -274,7 +274,8 @@ pub(crate) struct Content<B> {
     count: u32,
     first_zxid: Zxid,
     last_zxid: Zxid,
-    body_checksum: u32,
+    /// The frames once more, to be summed in one go: a call for each would cost as much as its payload's.
+    frames: Vec<Frame>,
     payload_bytes: usize,
 }
 
@@ -286,7 +287,7 @@ impl<B: DiskBuffer> Content<B> {
             count: 0,
             first_zxid: Zxid::ZERO,
             last_zxid: Zxid::ZERO,
-            body_checksum: 0,
+            frames: Vec::new(),
             payload_bytes: 0,
         }
     }
@@ -297,7 +298,7 @@ impl<B: DiskBuffer> Content<B> {
         self.count = 0;
         self.first_zxid = Zxid::ZERO;
         self.last_zxid = Zxid::ZERO;
-        self.body_checksum = 0;
+        self.frames.clear();
         self.payload_bytes = 0;
     }
 
@@ -337,7 +338,7 @@ impl<B: DiskBuffer> Content<B> {
     /// Writes the header, zeroes the padding and cuts the buffer to whole blocks. The caller has set
     /// everything but the fields that the content knows.
     pub(crate) fn finish(&mut self, mut header: BatchHeader) -> BatchHeader {
-        header.body_checksum = self.body_checksum;
+        header.body_checksum = crc32c::crc32c(self.frames.as_bytes());
         header.count = self.count;
         header.body_bytes =
             u32::try_from(self.used - HEADER_BYTES).expect("a batch fits a segment");
@@ -398,7 +399,7 @@ impl<B: DiskBuffer> Batch<B> {
         fill(payload);
         let frame = Frame::new(zxid, payload);
         framing.copy_from_slice(frame.as_bytes());
-        content.body_checksum = crc32c::crc32c_append(content.body_checksum, frame.as_bytes());
+        content.frames.push(frame);
         content.used += FRAME_BYTES + len;
         content.payload_bytes += len;
         if content.count == 0 {

@@ -14,13 +14,13 @@ use std::mem::size_of;
 
 use ringkeeper_proto::Zxid;
 use zerocopy::{
-    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    FromBytes, Immutable, IntoBytes, KnownLayout,
     byteorder::big_endian::{U32, U64},
 };
 
-/// The frame before a record's payload.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
+/// The frame before a record's payload. In memory it is aligned, for then it is summed by words.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(8))]
 pub(crate) struct Frame {
     length: U32,
     checksum: U32,
@@ -29,7 +29,7 @@ pub(crate) struct Frame {
 
 /// What the checksum covers of it.
 #[derive(IntoBytes, Immutable)]
-#[repr(C)]
+#[repr(C, align(4))]
 struct Summed {
     length: U32,
     zxid: U64,
