@@ -51,7 +51,7 @@ pub use disk::{BLOCK_BYTES, Disk, DiskBuffer, Entry, Urgency};
 pub use dma_disk::{DmaDisk, DmaHandle, DmaRead, DurableVariant};
 pub use error::{DOCTOR, Damage, DamageKind, OpenError, StorageError};
 pub use holdings::{FaultyRange, Holding, Holdings};
-pub use huge_pages::{HugePages, use_huge_pages_where_advised};
+pub use huge_pages::HugePages;
 pub use manifest::{SNAPSHOTS_MAX, SnapshotInfo};
 pub use probe::{ProbeReport, check_direct_io, choose_variant, probe};
 pub use purge::Purged;

@@ -43,15 +43,15 @@ mod tree_sender;
 use std::process::ExitCode;
 
 use mimalloc::MiMalloc;
-use ringkeeper_storage::{HugePages, use_huge_pages_where_advised};
+use ringkeeper_storage::HugePages;
 
 /// Frames are allocated on one core and freed on another all day long; this allocator takes that well.
 #[global_allocator]
 static ALLOCATOR: HugePages<MiMalloc> = HugePages(MiMalloc);
 
 fn main() -> ExitCode {
-    // The allocator would take huge pages for everything, of which a tree leaves parts unused: 15% more memory with a
-    // million znodes, and no less CPU.
-    use_huge_pages_where_advised();
+    // The inner allocator would take huge pages, of which a tree leaves parts unused: 15% more memory with a
+    // million znodes, and no less CPU. A kernel without the switch has none to save.
+    _ = rustix::thread::disable_transparent_huge_pages(true);
     command_line::run(serve::run)
 }
