@@ -216,26 +216,23 @@ fn bandwidth(criterion: &mut Criterion) {
                 load.records
             ));
             group.throughput(Throughput::BytesDecimal(stored as u64));
-            let (mut raw_rate, mut glommio_rate, mut log_rate) = (0.0, 0.0, 0.0);
+            let mut rounds = Vec::new();
             let mut stats: Option<LogStats> = None;
             group.bench_function("raw", |bencher| {
-                bencher.iter_custom(|count| {
-                    let took = raw(&path, stored, depth, BATCHES);
-                    raw_rate = f64::max(raw_rate, rate(stored, BATCHES, took));
-                    share(took, count)
-                });
+                bencher.iter_custom(|count| share(raw(&path, stored, depth, BATCHES), count));
             });
             group.bench_function("glommio", |bencher| {
                 bencher.iter_custom(|count| {
-                    let took = through_glommio(&path, stored, depth, BATCHES);
-                    glommio_rate = f64::max(glommio_rate, rate(stored, BATCHES, took));
-                    share(took, count)
+                    share(through_glommio(&path, stored, depth, BATCHES), count)
                 });
             });
             group.bench_function("log", |bencher| {
                 bencher.iter_custom(|count| {
+                    // A device's speed changes within seconds, so a ratio is of what was measured in turn.
+                    let raw = raw(&path, stored, depth, BATCHES);
+                    let glommio = through_glommio(&path, stored, depth, BATCHES);
                     let (took, now) = append(dir.path(), load, BATCHES);
-                    log_rate = f64::max(log_rate, rate(stored, BATCHES, took));
+                    rounds.push([raw, glommio, took].map(|took| rate(stored, BATCHES, took)));
                     stats = Some(now);
                     share(took, count)
                 });
@@ -243,10 +240,14 @@ fn bandwidth(criterion: &mut Criterion) {
             group.finish();
             if let Some(stats) = stats {
                 println!(
-                    "  best of each: raw {raw_rate:.0} MB/s, glommio {glommio_rate:.0} MB/s, log {log_rate:.0} MB/s: {:.2} of \
-                     raw, {:.2} of glommio; bytes written / txn bytes {:.3}; {} rolls, {} of them unprepared",
-                    log_rate / raw_rate,
-                    log_rate / glommio_rate,
+                    "  medians of {} rounds: raw {:.0} MB/s, glommio {:.0} MB/s, log {:.0} MB/s: {:.2} of raw, {:.2} of glommio \
+                     in the same round; bytes written / txn bytes {:.3}; {} rolls, {} of them unprepared",
+                    rounds.len(),
+                    median(&rounds, |[raw, _, _]| raw),
+                    median(&rounds, |[_, glommio, _]| glommio),
+                    median(&rounds, |[_, _, log]| log),
+                    median(&rounds, |[raw, _, log]| log / raw),
+                    median(&rounds, |[_, glommio, log]| log / glommio),
                     stats.write_amplification().unwrap_or(0.0),
                     stats.rolls,
                     stats.rolls_unprepared,
@@ -254,6 +255,13 @@ fn bandwidth(criterion: &mut Criterion) {
             }
         }
     }
+}
+
+/// The middle of what `value` makes of each round, of which there is one at least.
+fn median(rounds: &[[f64; 3]], value: impl Fn([f64; 3]) -> f64) -> f64 {
+    let mut values: Vec<f64> = rounds.iter().map(|round| value(*round)).collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]

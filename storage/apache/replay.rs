@@ -20,7 +20,8 @@ pub struct Replay {
     pub applied: u64,
     /// Logged digests compared.
     pub compared: u64,
-    /// Transactions after which the digest is not the one that was logged.
+    /// Transactions after which the digest is not the one that was logged. Where the tree ceases to be fuzzy, one counts
+    /// only when the next does not match either.
     pub mismatches: u64,
     /// The first of them.
     pub first_mismatch: Option<Zxid>,
@@ -28,6 +29,8 @@ pub struct Replay {
     pub last_matches: Option<bool>,
     /// Whether the tree had the snapshot's digest where the snapshot says.
     pub snapshot_matches: Option<bool>,
+    /// The mismatch that the next transaction decides about.
+    doubtful: Option<Zxid>,
     digest: Option<SnapshotDigest>,
     without_acl: Vec<String>,
 }
@@ -63,6 +66,7 @@ impl Replay {
             first_mismatch: None,
             last_matches: None,
             snapshot_matches: None,
+            doubtful: None,
             digest: None,
             without_acl: Vec::new(),
         }
@@ -93,12 +97,27 @@ impl Replay {
             let is_equal = logged.tree_digest == self.tree.digest_to_wire();
             self.compared += 1;
             self.last_matches = Some(is_equal);
-            if !is_equal {
-                self.mismatches += 1;
-                self.first_mismatch.get_or_insert(zxid);
+            match self.doubtful.take() {
+                Some(_) if is_equal => {
+                    self.snapshot_matches = self.snapshot_matches.map(|_| true);
+                }
+                Some(doubtful) => self.count_mismatch(doubtful),
+                None => {}
+            }
+            if !is_equal && zxid == self.fuzzy_through {
+                // ZK: DataTree takes a snapshot's digest last, and it is that of the transaction before the one that is
+                // being applied, which can show in the znodes: a delete without a trace.
+                self.doubtful = Some(zxid);
+            } else if !is_equal {
+                self.count_mismatch(zxid);
             }
         }
         Ok(())
+    }
+
+    fn count_mismatch(&mut self, zxid: Zxid) {
+        self.mismatches += 1;
+        self.first_mismatch.get_or_insert(zxid);
     }
 
     /// Whether the tree is one that once was: nothing of later transactions shows in it.

@@ -164,7 +164,7 @@ fn a_fuzzy_snapshot_is_whole_after_the_log() {
     for (from, to) in [(20, 60), (40, 41), (99, 140), (120, 199), (60, 80)] {
         let (early, late) = (apply_all(&written[..from]), apply_all(&written[..to]));
         let name = early.zxid();
-        let bytes = mixed(&early, &late);
+        let bytes = mixed(&early, &late, &late);
         let path = dir.path().join(format!("snapshot.{:x}", name.0));
         fs::write(&path, bytes).unwrap();
         log_file(dir.path(), &written, 60_000);
@@ -187,9 +187,43 @@ fn a_fuzzy_snapshot_is_whole_after_the_log() {
     }
 }
 
+/// The transaction that is being applied when a snapshot ends can show in it already, although the digest is of the one
+/// before; a delete leaves no zxid that would tell.
+#[test]
+fn what_was_being_applied_when_a_snapshot_ended_is_no_mismatch() {
+    let dir = temp_dir();
+    let written = records(100);
+    // It deletes a child of the root, of which the snapshot has an earlier stat, that was made before.
+    let (deletes, deleted) = (72, "/m69");
+    let early = apply_all(&written[..deletes - 1]);
+    let told = apply_all(&written[..deletes]);
+    let shown = apply_all(&written[..=deletes]);
+    assert!(told.get(deleted).is_some() && shown.get(deleted).is_none());
+    let path = dir.path().join(format!("snapshot.{:x}", early.zxid().0));
+    fs::write(&path, mixed(&early, &shown, &told)).unwrap();
+    let read = |records: &[(Zxid, Vec<u8>)]| {
+        let snapshot = read_snapshot(&path, &mut |_| ()).unwrap();
+        assert!(snapshot.tree.get(deleted).is_none());
+        let mut whole = Replay::from_snapshot(snapshot);
+        assert_eq!(whole.fuzzy_through, told.zxid());
+        for (zxid, bytes) in records {
+            whole.apply(*zxid, bytes).unwrap();
+        }
+        (whole.mismatches, whole.last_matches, whole.snapshot_matches)
+    };
+    // The log ends there: nothing says that it is whole.
+    assert_eq!(read(&written[..deletes]), (0, Some(false), Some(false)));
+    assert_eq!(read(&written), (0, Some(true), Some(true)));
+    // Where what follows does not make it whole, it was a mismatch.
+    let mut spoilt = written[..=deletes].to_vec();
+    let digest_from = spoilt[deletes].1.len() - 1;
+    spoilt[deletes].1[digest_from] ^= 1;
+    assert_eq!(read(&spoilt), (2, Some(false), Some(false)));
+}
+
 /// The bytes of a snapshot with sessions and ACLs of `early`, and its root's stat; each child of the root is
-/// that of `late` or of `early` by turns, if it is there; with the digest of `late`.
-fn mixed(early: &Tree, late: &Tree) -> Vec<u8> {
+/// that of `late` or of `early` by turns, if it is there; with the digest of `told`.
+fn mixed(early: &Tree, late: &Tree, told: &Tree) -> Vec<u8> {
     use bytes::BufMut as _;
     use ringkeeper_proto::WriteJute as _;
     fn put(path: &str, node: Node<'_>, out: &mut Vec<u8>) {
@@ -242,9 +276,9 @@ fn mixed(early: &Tree, late: &Tree) -> Vec<u8> {
         out.put_ustring("/");
     };
     seal(&mut out);
-    out.put_u64(late.zxid().0);
+    out.put_u64(told.zxid().0);
     out.put_i32(TxnDigest::VERSION);
-    out.put_i64(late.digest_to_wire());
+    out.put_i64(told.digest_to_wire());
     seal(&mut out);
     out
 }
