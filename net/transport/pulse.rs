@@ -227,7 +227,14 @@ pub(crate) async fn beat(pulse: Rc<Pulse>) {
         wait(&pulse, period).await;
         COUNTERS.beats.fetch_add(1, Ordering::Relaxed);
         let now = now_ns();
-        judge_own(&pulse, due_ns, period_ns);
+        let accounted_ns = pulse.clock.lap_ns();
+        if let (Some(run), Some(accounted_ns)) = (pulse.latest_run.take(), accounted_ns) {
+            match judge(run, accounted_ns, due_ns, period_ns) {
+                Verdict::InTime => {}
+                Verdict::Rescue { stall_ns } => count_rescue(stall_ns),
+                Verdict::Suspicion => _ = COUNTERS.suspicions.fetch_add(1, Ordering::Relaxed),
+            }
+        }
         if hold > 0 {
             kick_stalled(&pulse, now);
         }
@@ -255,22 +262,31 @@ async fn wait(pulse: &Pulse, period: Duration) {
     .await;
 }
 
-/// Counts a rescue when a task ran only because this beat was due.
-fn judge_own(pulse: &Pulse, due_ns: u64, period_ns: u64) {
-    let accounted_ns = pulse.clock.lap_ns();
-    let (Some((posted, ran)), Some(accounted_ns)) = (pulse.latest_run.take(), accounted_ns) else {
-        return;
-    };
+/// What a beat makes of the latest task that ran for a wake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Nothing had to wait for the beat.
+    InTime,
+    /// It ran only because the beat was due.
+    Rescue { stall_ns: u64 },
+    /// It came with the beat, and was late for longer than a parked executor sleeps.
+    Suspicion,
+}
+
+/// Judges the latest run of a task of this executor: when its wake was posted and when it ran, with the time that the
+/// thread was on a CPU or waited for one since the beat before. The beat was due at `due_ns`.
+fn judge((posted, ran): (u64, u64), accounted_ns: u64, due_ns: u64, period_ns: u64) -> Verdict {
     let came_with_beat = ran >= due_ns && posted.saturating_add(LATE_NS) <= due_ns;
     let unexplained_ns = (ran - posted).saturating_sub(accounted_ns);
     if !came_with_beat || unexplained_ns < LATE_NS {
-        return;
+        return Verdict::InTime;
     }
     let parked_ns_max = period_ns.saturating_mul(2).saturating_add(LATE_NS);
     if unexplained_ns <= parked_ns_max {
-        count_rescue(ran - posted);
+        let stall_ns = ran - posted;
+        Verdict::Rescue { stall_ns }
     } else {
-        COUNTERS.suspicions.fetch_add(1, Ordering::Relaxed);
+        Verdict::Suspicion
     }
 }
 
@@ -369,42 +385,30 @@ impl Drop for Busy {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
-
-    /// What a beat that was due 1 ms after a wake counts, when `stall` is what the thread did from
-    /// the wake until its task ran.
-    fn check(period: Duration, stall: impl FnOnce(), is_rescue: bool) {
-        let pulse = start(PulseSpec::default());
-        let posted = now_ns();
-        stall();
-        pulse.latest_run.set(Some((posted, now_ns())));
-        let before = COUNTERS.rescues.load(Ordering::Relaxed);
-        judge_own(&pulse, posted + 1_000_000, nanos(period));
-        let after = COUNTERS.rescues.load(Ordering::Relaxed);
-        stop(&pulse);
-        assert_eq!(after - before, u64::from(is_rescue));
-        assert!(pulse.latest_run.get().is_none());
-    }
 
     #[test]
     fn only_a_parked_thread_counts_as_stalled() {
-        let parked = Duration::from_millis(5);
-        let long = Duration::from_secs(10);
-        check(long, || std::thread::sleep(parked), true);
+        const MS: u64 = 1_000_000;
+        // A wake at 1 s, and a beat that was due 1 ms later.
+        let posted = 1000 * MS;
+        let verdict = |ran_after, accounted, period| {
+            judge((posted, posted + ran_after), accounted, posted + MS, period)
+        };
+        let stall_ns = 5 * MS;
+        let rescue = Verdict::Rescue { stall_ns };
+        assert_eq!(verdict(stall_ns, 0, 10_000 * MS), rescue);
+        assert_eq!(verdict(stall_ns, stall_ns - LATE_NS, 10_000 * MS), rescue);
+        // It was on a CPU, or waited for one.
+        let accounted = stall_ns - LATE_NS + 1;
+        assert_eq!(verdict(stall_ns, accounted, 10_000 * MS), Verdict::InTime);
         // The timers of a parked executor would have gone off long before.
-        let short = Duration::from_millis(1);
-        check(short, || std::thread::sleep(parked), false);
-        check(
-            long,
-            || {
-                let start = Instant::now();
-                while start.elapsed() < parked {}
-            },
-            false,
-        );
-        // The task ran before the beat was due: something else woke the thread.
-        check(long, || (), false);
+        assert_eq!(verdict(stall_ns, 0, MS), Verdict::Suspicion);
+        // Something else woke the thread before the beat was due.
+        assert_eq!(verdict(MS - 1, 0, 10_000 * MS), Verdict::InTime);
+        // It was posted just before the beat.
+        let just_before = posted + MS - LATE_NS + 1;
+        let run = (just_before, posted + stall_ns);
+        assert_eq!(judge(run, 0, posted + MS, 10_000 * MS), Verdict::InTime);
     }
 }

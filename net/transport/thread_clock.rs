@@ -59,3 +59,29 @@ fn on_cpu_ns() -> Option<u64> {
     let nanos = u64::try_from(time.tv_nsec).ok()?;
     seconds.checked_mul(1_000_000_000)?.checked_add(nanos)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread::sleep;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn running_is_in_the_books_and_sleeping_is_not() {
+        let clock = ThreadClock::open();
+        // However long it takes where others run too.
+        let mut run_ns = 0;
+        while run_ns < 2_000_000 {
+            run_ns += clock.lap_ns().unwrap();
+        }
+        let began = Instant::now();
+        clock.lap_ns();
+        let asleep = Duration::from_millis(20);
+        sleep(asleep);
+        let accounted = Duration::from_nanos(clock.lap_ns().unwrap());
+        // The kernel's books and the clock may differ a little.
+        let least = asleep.mul_f64(0.75);
+        assert!(began.elapsed() >= accounted + least, "{accounted:?}");
+    }
+}
