@@ -876,8 +876,8 @@ mod tests {
         })
     }
 
-    #[test]
-    fn an_epoch_is_promised_once() {
+    /// One of three members, which has lived in epoch 4.
+    fn member_of_epoch_4() -> (Config, Epochs) {
         let ensemble = Ensemble::majority([1, 2, 3].map(ServerId), []).unwrap();
         let config = Config::member(ServerId(1), ensemble, crate::timer::Timing::default());
         let epochs = Epochs {
@@ -886,6 +886,12 @@ mod tests {
             member: true,
             doubted: None,
         };
+        (config, epochs)
+    }
+
+    #[test]
+    fn an_epoch_is_promised_once() {
+        let (config, epochs) = member_of_epoch_4();
         let recovered = Recovered {
             epochs,
             ..Recovered::default()
@@ -920,14 +926,7 @@ mod tests {
 
     #[test]
     fn a_damaged_log_is_not_shown() {
-        let ensemble = Ensemble::majority([1, 2, 3].map(ServerId), []).unwrap();
-        let config = Config::member(ServerId(1), ensemble, crate::timer::Timing::default());
-        let epochs = Epochs {
-            accepted: Epoch(4),
-            current: Epoch(4),
-            member: true,
-            doubted: None,
-        };
+        let (config, epochs) = member_of_epoch_4();
         let mut history = History::starting_at(Zxid::ZERO);
         history.recover(zxid(4, 1));
         let recovered = Recovered {
