@@ -203,16 +203,15 @@ impl Step<'_> {
     fn create(&mut self, new: &New<'_>) -> Result<Stat, ZkError> {
         let (parent_path, name) = split(new.path)?;
         let parent = self.tree.find(parent_path).ok_or(ZkError::NoNode)?;
-        if parent.child(name).is_some() {
-            self.create_again(new, parent_path);
-            return Err(ZkError::NodeExists);
-        }
         let parent_acl = parent.header.acl;
         let acl = self.tree.acls.intern(new.acl);
         let node = node_of(new.path, &self.record(new, name, acl));
         let stat = Node::new(&node).stat();
         let bytes = len_of(new.data);
-        self.insert(parent_path, node, new.parent_cversion, bytes);
+        if !self.insert(parent_path, node, new.parent_cversion, bytes) {
+            self.create_again(new, acl, parent_path);
+            return Err(ZkError::NodeExists);
+        }
         self.tree.data_size += size_of(new.path, bytes);
         self.tree.enlist(new.path, new.owner);
         self.count_new_quota(parent_path, name);
@@ -223,10 +222,9 @@ impl Step<'_> {
     }
 
     /// A create of a znode that exists: the effect of a later transaction was in the snapshot already.
-    fn create_again(&mut self, new: &New<'_>, parent_path: &str) {
+    fn create_again(&mut self, new: &New<'_>, acl: u32, parent_path: &str) {
         // ZK: DataTree.createNode (3.9.4 on) takes the ACL over, since the znode that exists may be one
         // that a later delete and create have made.
-        let acl = self.tree.acls.intern(new.acl);
         let node = node_mut(self.tree.find_mut(new.path, 0, 0));
         let before = std::mem::replace(&mut node.header.acl, acl);
         self.tree.acls.release(before);
@@ -254,18 +252,23 @@ impl Step<'_> {
         }
     }
 
-    fn insert(&mut self, parent_path: &str, node: NodeArc, cversion: i32, bytes: i64) {
+    /// Puts `node` below its parent, which is there. False, and nothing has changed, if there is a znode in its place.
+    fn insert(&mut self, parent_path: &str, node: NodeArc, cversion: i32, bytes: i64) -> bool {
         let digest = node.header.digest;
         let parent = node_mut(self.tree.find_mut(parent_path, 1, bytes));
         let before = parent.header.digest;
-        raise_cversion(parent, parent_path, cversion, self.zxid);
         let extra = parent.extra_mut(parent_path);
+        if extra.children.insert_new(Child::new(node)).is_err() {
+            self.tree.count_above(parent_path, -1, -bytes);
+            return false;
+        }
         extra.count(1, bytes);
-        extra.children.insert(Child::new(node));
+        raise_cversion(parent, parent_path, cversion, self.zxid);
         parent.header.digest = parent.digest_at(parent_path);
         let after = parent.header.digest;
         self.tree.replace_digest(before, after);
         self.tree.replace_digest(0, digest);
+        true
     }
 
     fn delete(&mut self, path: &str) -> Result<(), ZkError> {

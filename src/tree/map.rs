@@ -147,7 +147,8 @@ struct Separator {
 type Part<E> = (Separator, Link<E>);
 
 enum Inserted<E> {
-    Replaced(E),
+    /// There is an entry of this key; nothing was changed.
+    Found(E),
     Added,
     /// The block was full: what did not stay follows, with its least key.
     Split(Separator, Link<E>),
@@ -224,13 +225,24 @@ impl<E: Entry> Map<E> {
 
     /// Puts `entry` in its place and returns the one that had its key.
     pub(crate) fn insert(&mut self, entry: E) -> Option<E> {
+        let entry = self.insert_new(entry).err()?;
+        let place = self.get_mut(&Key {
+            head: entry.head(),
+            name: entry.name(),
+        });
+        Some(std::mem::replace(place.expect("it was just found"), entry))
+    }
+
+    /// Puts `entry` in its place, or gives it back if there is one that has its key. Copies what is shared on the way
+    /// in either case.
+    pub(crate) fn insert_new(&mut self, entry: E) -> Result<(), E> {
         let Some(root) = &mut self.root else {
             self.root = Some(Link::Leaf(leaf_of(std::iter::once(entry), 1)));
             self.len = 1;
-            return None;
+            return Ok(());
         };
         match insert(root, entry) {
-            Inserted::Replaced(old) => return Some(old),
+            Inserted::Found(entry) => return Err(entry),
             Inserted::Added => {}
             Inserted::Split(separator, right) => {
                 let none = Separator {
@@ -242,7 +254,7 @@ impl<E: Entry> Map<E> {
             }
         }
         self.len += 1;
-        None
+        Ok(())
     }
 
     /// Takes the entry of `key` out.
@@ -428,14 +440,8 @@ fn insert_into_leaf<E: Entry>(leaf: &mut Arc<Leaf<E>>, entry: E) -> Inserted<E> 
         head: entry.head(),
         name: entry.name(),
     };
-    let at = match search(leaf, &key) {
-        Ok(at) => {
-            return match leaf_mut(leaf).slice[at].replace(entry) {
-                Some(old) => Inserted::Replaced(old),
-                None => Inserted::Added,
-            };
-        }
-        Err(at) => at,
+    let Err(at) = search(leaf, &key) else {
+        return Inserted::Found(entry);
     };
     let len = leaf.header as usize;
     if len == LEAF_MAX {
