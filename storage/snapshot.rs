@@ -26,7 +26,7 @@ use std::{
     io::{self, Write},
     mem::size_of,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ringkeeper_proto::Zxid;
@@ -38,6 +38,7 @@ use zerocopy::{
 use crate::{
     error::StorageError,
     manifest::SnapshotInfo,
+    pace::{LogActivity, Pace},
     snapshot_files::{PIECE_BYTES, ReadFile, SnapshotFiles, StdFiles, WriteFile as _},
     stats::FlushTimes,
 };
@@ -219,6 +220,13 @@ impl<F: SnapshotFiles> SnapshotWriter<F> {
         self
     }
 
+    /// Keeps to its rate only while that log is written.
+    #[must_use]
+    pub fn beside(mut self, log: &LogActivity) -> Self {
+        self.pace.hold_beside(log);
+        self
+    }
+
     /// Adds a chunk. `kind` is the caller's; so is the chunk's size, of which some hundred KiB suit parallel
     /// loading best.
     pub fn push_chunk(&mut self, kind: u32, bytes: &[u8]) -> Result<(), StorageError> {
@@ -380,44 +388,6 @@ fn decompress(stored: &[u8], out: &mut Vec<u8>) -> Option<()> {
     out.resize(len, 0);
     let decoded = lz4_flex::block::decompress_into(block, out).ok()?;
     (decoded == len).then_some(())
-}
-
-/// Keeps work below a rate by sleeping.
-#[derive(Debug)]
-struct Pace {
-    bytes_per_second: Option<u64>,
-    started: Instant,
-    spent: u64,
-}
-
-impl Pace {
-    fn new(bytes_per_second: Option<u64>) -> Self {
-        Self {
-            bytes_per_second,
-            started: Instant::now(),
-            spent: 0,
-        }
-    }
-
-    /// How much may be done at a time.
-    fn piece_bytes(&self) -> usize {
-        match self.bytes_per_second {
-            Some(_) => CHECK_BYTES,
-            None => CHUNK_BYTES_MAX,
-        }
-    }
-
-    fn spend(&mut self, bytes: usize) {
-        self.spent += bytes as u64;
-        let Some(rate) = self.bytes_per_second.filter(|rate| *rate > 0) else {
-            return;
-        };
-        let due_ms = self.spent.saturating_mul(1000) / rate;
-        let ahead = Duration::from_millis(due_ms).saturating_sub(self.started.elapsed());
-        if !ahead.is_zero() {
-            std::thread::sleep(ahead);
-        }
-    }
 }
 
 /// A chunk of a snapshot.
@@ -583,7 +553,12 @@ impl<R: ReadFile> SnapshotReader<R> {
         // The length was held against the file's when the snapshot was opened.
         bytes.resize(chunk.bytes, 0);
         let mut offset = chunk.offset;
-        for piece in bytes.chunks_mut(pace.piece_bytes()) {
+        let piece_bytes = if pace.is_limited() {
+            CHECK_BYTES
+        } else {
+            CHUNK_BYTES_MAX
+        };
+        for piece in bytes.chunks_mut(piece_bytes) {
             self.file.read_exact_at(piece, offset).map_err(|error| {
                 StorageError::io("read snapshot", &self.path, Some(offset), error)
             })?;
@@ -701,6 +676,8 @@ impl<R: ReadFile> Parts<'_, R> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn write(dir: &Path, chunks: &[(u32, Vec<u8>)]) -> SnapshotInfo {

@@ -243,7 +243,8 @@ pub struct SnapshotConfig {
     /// `snapSizeLimitInKb` in bytes: log bytes that make a snapshot due whatever the size of the last one and the number of
     /// txns; `None` for no such limit.
     pub log_bytes_max: Option<u64>,
-    /// `ringkeeper.snapshotKbPerSecond` in bytes: what writing a snapshot may take of the disk; `None` for all of it.
+    /// `ringkeeper.snapshotKbPerSecond` in bytes: what writing a snapshot may take of the disk while the log
+    /// is written; `None` for all of it.
     pub bytes_per_second_max: Option<u64>,
     /// `ringkeeper.snapshotCompression`: whether snapshots are compressed.
     pub is_compressed: bool,
@@ -626,7 +627,7 @@ impl Default for SnapshotConfig {
     fn default() -> Self {
         Self {
             txns_min: 100_000,
-            log_bytes_min: 128 << 20,
+            log_bytes_min: 32 << 20,
             log_bytes_max: Some(4 << 30),
             bytes_per_second_max: Some(32 << 20),
             is_compressed: false,

@@ -169,7 +169,7 @@ pub(crate) const KEYS: &[Key] = &[
     int(
         "ringkeeper.snapshotLogSizeInKb",
         Owner::Ringkeeper,
-        "131072",
+        "32768",
         "KiB of log since the last snapshot before which no other is taken; a tree larger than that waits for as much log as its last snapshot had bytes",
         0,
         1 << 40,
@@ -179,7 +179,7 @@ pub(crate) const KEYS: &[Key] = &[
         "ringkeeper.snapshotKbPerSecond",
         Owner::Ringkeeper,
         "32768",
-        "KiB per second that writing a snapshot may take of the disk; 0 for as much as it gives",
+        "KiB per second that writing a snapshot may take of the disk while the log is written; 0 for as much as it gives",
         0,
         1 << 30,
         |draft, value| draft.config.snapshots.bytes_per_second_max = kib(value),

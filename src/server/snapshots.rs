@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 use ringkeeper_config::{LoggedSince, SnapshotConfig};
 use ringkeeper_member::{Metric, Settings};
 use ringkeeper_storage::{
-    Compression, Disk, FlushTimes, SnapshotInfo, SnapshotReader, SnapshotWriter, Store,
+    Compression, Disk, FlushTimes, LogActivity, SnapshotInfo, SnapshotReader, SnapshotWriter, Store,
 };
 use ringkeeper_transport::mailbox::{MailboxError, Sender};
 use ringkeeper_transport::{sleep, spawn_local};
@@ -67,6 +67,8 @@ pub(crate) struct Snapshots {
     /// One snapshot is under way.
     busy: bool,
     last_bytes: u64,
+    /// Of the log while a snapshot is under way.
+    log: LogActivity,
     stalls: Rc<Stalls>,
     /// Of each flush of a snapshot's file.
     flush_times: FlushTimes,
@@ -113,9 +115,11 @@ impl Snapshots {
         let config = settings.config.snapshots.clone();
         let (jobs, wait_jobs) = sync_channel(2);
         let flush_times = FlushTimes::new();
+        let log = LogActivity::default();
         let writing = Writing {
             dir: store.snapshot_dir().to_owned(),
             config: config.clone(),
+            log: log.clone(),
             flush_times: flush_times.clone(),
         };
         thread::Builder::new()
@@ -130,6 +134,7 @@ impl Snapshots {
             jobs,
             busy: false,
             last_bytes,
+            log,
             stalls: Rc::default(),
             flush_times,
             times: Histogram::new_with_max(TIME_MAX_US, 2).expect("the bounds are constants"),
@@ -138,7 +143,11 @@ impl Snapshots {
 
     /// Begins a snapshot of `tree` if one is due.
     pub(crate) fn start_if_due(&mut self, tree: &Tree, history: u64, since: &mut LoggedSince) {
-        if self.busy || !self.config.is_due(*since, self.last_bytes) {
+        if self.busy {
+            self.log.note(since.log_bytes);
+            return;
+        }
+        if !self.config.is_due(*since, self.last_bytes) {
             return;
         }
         self.busy = self.jobs.try_send(Job::Take(tree.clone(), history)).is_ok();
@@ -193,6 +202,7 @@ impl Snapshots {
 struct Writing {
     dir: PathBuf,
     config: SnapshotConfig,
+    log: LogActivity,
     flush_times: FlushTimes,
 }
 
@@ -246,6 +256,7 @@ impl Writing {
         let writer = SnapshotWriter::create(&self.dir, tree.zxid(), bytes_per_second_max)?;
         let writer = writer
             .compressed_by(compression)
+            .beside(&self.log)
             .timed_by(&self.flush_times);
         let started = Instant::now();
         let mut watch = |bytes: u64| {
