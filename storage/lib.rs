@@ -44,6 +44,7 @@ mod stats;
 mod std_disk;
 mod store;
 mod txn_log;
+pub mod write_ring;
 
 pub use aligned::AlignedBuffer;
 pub use batch::{Batch, BatchHeader, BatchKind, HEADER_BYTES, SealedBatch};
