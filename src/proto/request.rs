@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::acl::AclList;
 use crate::ids::{Xid, Zxid};
-use crate::jute::{DecodeError, LossyText, NOT_UTF8, Reader, WriteJute, put_frame};
+use crate::jute::{DecodeError, LossyText, Reader, WriteJute, put_frame};
 use crate::op::OpCode;
 
 /// The header of every request but the first, read in place.
@@ -520,9 +520,12 @@ fn path<'a>(reader: &mut Reader<'a>) -> Result<&'a str, DecodeError> {
         .ok_or(DecodeError::Length { at, length: -1 })
 }
 
-/// ZK: a null path can be watched; no znode has one, so nothing comes of it. Nor has any this one.
+/// ZK: a null path can be watched; no znode has one, so nothing comes of it. Nor has any this one, which must not be what
+/// bytes that are no text are read as: those can be watched too.
+const NULL_PATH: &str = "\0null";
+
 fn path_or_null<'a>(reader: &mut Reader<'a>) -> Result<&'a str, DecodeError> {
-    Ok(reader.ustring()?.unwrap_or(NOT_UTF8))
+    Ok(reader.ustring()?.unwrap_or(NULL_PATH))
 }
 
 fn encode_acl(acl: Option<&AclList<'_>>, out: &mut BytesMut) {
@@ -548,6 +551,20 @@ mod tests {
         for cut in 0..body.len() {
             let _ = Request::decode(OpCode::from_code(header.op_code()).unwrap(), &body[..cut]);
         }
+    }
+
+    #[test]
+    fn a_null_path_is_not_what_is_no_text() {
+        let path_of = |path: &[u8]| {
+            let body = [path, &[0, 0, 0, 3]].concat();
+            match Request::decode(OpCode::RemoveWatches, &body).unwrap() {
+                Request::RemoveWatches { path, kind: 3 } => path.to_owned(),
+                other => panic!("{other:?}"),
+            }
+        };
+        let null = path_of(&[0xff; 4]);
+        assert_ne!(null, path_of(&[0, 0, 0, 1, 0xaf]));
+        assert_ne!(null, path_of(&[0, 0, 0, 0]));
     }
 
     #[test]

@@ -204,7 +204,8 @@ pub(crate) const DELIBERATE: &[Deliberate] = &[
     Deliberate {
         id: "multi-leftovers",
         what: "what a multi that answers -5 as a whole had prepared before is in sight of requests that come \
-               before its failure is logged: their parents' cversion is too high | nothing is left of it",
+               before its failure is logged: their parents' cversion is too high, and a multi among them may find \
+               what is not there | nothing is left of it",
         reason: "Apache takes back what failed only after errors that concern an operation",
         scope: Scope::Ringkeeper,
         rule: Rule::Pair(multi_leftovers),
@@ -380,11 +381,37 @@ fn surrogates(_: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
 }
 
 fn multi_leftovers(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool {
-    let fails = |call: &Call| call.op() == Some(OpCode::Multi) && call.request().is_none();
-    let leaves = |step: &Step| matches!(step, Step::Burst { calls, .. } if calls.iter().any(fails));
-    let (theirs, ours) = (format!("{theirs:?}"), format!("{ours:?}"));
-    context.script.steps.iter().any(leaves)
-        && without_cversions(&theirs) == without_cversions(&ours)
+    let is_leaving =
+        |step: &Step| matches!(step, Step::Burst { calls, .. } if calls.iter().any(leaves));
+    let (their_text, our_text) = (format!("{theirs:?}"), format!("{ours:?}"));
+    // A later multi of the burst finds what was never made.
+    let finds_it = || {
+        let (Step::Burst { calls, .. }, Seen::Reply { call, op, .. }) = (context.step, theirs)
+        else {
+            return false;
+        };
+        *op == OpCode::Multi.code()
+            && calls.iter().take(*call).any(leaves)
+            && their_text.contains(&format!("error: {}", ZkError::NodeExists.code()))
+    };
+    context.script.steps.iter().any(is_leaving)
+        && (without_cversions(&their_text) == without_cversions(&our_text) || finds_it())
+}
+
+/// Whether it is a multi that fails as a whole, once its first parts have been prepared.
+fn leaves(call: &Call) -> bool {
+    call.op() == Some(OpCode::Multi)
+        && match call.request() {
+            Some(Request::Multi(parts)) => parts.iter().any(is_create_odd),
+            _ => true,
+        }
+}
+
+/// Whether it is a create with flags that no create has, or a null ACL.
+fn is_create_odd(part: &Request<'_>) -> bool {
+    matches!(part, Request::Create { op, create }
+        if *op != OpCode::CreateTtl
+            && (create.acl.is_none() || !(0..=4).contains(&create.flags)))
 }
 
 /// The text of what a server showed, without the numbers behind `cversion`.
@@ -560,12 +587,7 @@ fn multi_create_flags(context: &Context<'_>, theirs: &Seen, ours: &Seen) -> bool
     let Some(Request::Multi(parts)) = context.call(*call).and_then(Call::request) else {
         return false;
     };
-    let is_odd = |part: &Request<'_>| {
-        matches!(part, Request::Create { op, create }
-            if *op != OpCode::CreateTtl
-                && (create.acl.is_none() || !(0..=4).contains(&create.flags)))
-    };
-    parts.iter().any(is_odd) && *error == ZkError::MarshallingError.code()
+    parts.iter().any(is_create_odd) && *error == ZkError::MarshallingError.code()
 }
 
 fn check_alone(context: &Context<'_>, _: &[Seen], ours: &[Seen]) -> bool {
