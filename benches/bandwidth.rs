@@ -20,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use ringkeeper_benches::{directory, environment, executor, floor};
+use ringkeeper_benches::{directory, environment, floor};
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{
     AlignedBuffer, BLOCK_BYTES, Dirs, Disk, DiskBuffer as _, DmaDisk, HugePages, LogOptions,
@@ -108,7 +108,7 @@ fn append(dir: &Path, load: Load, count: u64) -> (Duration, LogStats) {
         drop((log, store));
         (took, stats)
     };
-    run_executor(&executor(), main).expect("io_uring is needed")
+    run_executor(&ExecutorSpec::new("bench", None), main).expect("io_uring is needed")
 }
 
 /// As [`raw`], through glommio on an executor as the server's.

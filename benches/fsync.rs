@@ -14,7 +14,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
 use ringkeeper_benches::floor::{RawFile, RawWay, next_offset, zero_fill};
 use ringkeeper_benches::latency::Latencies;
-use ringkeeper_benches::{directory, environment, executor};
+use ringkeeper_benches::{directory, environment};
 use ringkeeper_storage::{AlignedBuffer, Disk, DiskBuffer, DmaDisk, DurableVariant, probe};
 use ringkeeper_transport::{ExecutorSpec, run_executor};
 
@@ -23,9 +23,8 @@ const WARM_UP: u64 = 16;
 /// Bytes of a write: the smallest that the log makes, up to more than its largest batch.
 const SIZES: [usize; 5] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
 
-/// Durable writes by the log's disk, on an executor of `spec`.
-fn by_disk(
-    spec: &ExecutorSpec,
+/// Durable writes through glommio on an executor as the server's.
+fn through_glommio(
     path: &Path,
     variant: DurableVariant,
     len: usize,
@@ -56,7 +55,7 @@ fn by_disk(
         disk.close(file).await;
         (took, latencies)
     };
-    run_executor(spec, main).expect("io_uring is needed")
+    run_executor(&ExecutorSpec::new("bench", None), main).expect("io_uring is needed")
 }
 
 fn raw(path: &Path, way: RawWay, len: usize, count: u64) -> (Duration, Latencies) {
@@ -93,7 +92,7 @@ fn bench(
 }
 
 fn probed(dir: PathBuf) -> DurableVariant {
-    let report = run_executor(&executor(), async move {
+    let report = run_executor(&ExecutorSpec::new("probe", None), async move {
         probe(&dir).await.expect("the disk can be measured").1
     });
     let report = report.expect("io_uring is needed");
@@ -117,17 +116,11 @@ fn durable_writes(criterion: &mut Criterion) {
         }
         for variant in [DurableVariant::Dsync, DurableVariant::WriteThenFlush] {
             let mark = if variant == chosen { ", chosen" } else { "" };
-            let ways = [
-                ("glommio", ExecutorSpec::new("bench", None)),
-                ("own ring", executor()),
-            ];
-            for (way, spec) in ways {
-                let name = format!("{way} {}", variant.name());
-                let all = bench(&mut group, &name, |count| {
-                    by_disk(&spec, &path, variant, len, count)
-                });
-                rows.push((name + mark, all));
-            }
+            let name = format!("glommio {}", variant.name());
+            let all = bench(&mut group, &name, |count| {
+                through_glommio(&path, variant, len, count)
+            });
+            rows.push((name + mark, all));
         }
         print_rows(&rows);
     }

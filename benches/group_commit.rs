@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ringkeeper_benches::latency::Latencies;
-use ringkeeper_benches::{directory, environment, executor};
+use ringkeeper_benches::{directory, environment};
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{Dirs, DmaDisk, LogOptions, Opened, Store, TxnLog};
-use ringkeeper_transport::{pulse, run_executor, sleep, spawn_local};
+use ringkeeper_transport::{ExecutorSpec, pulse, run_executor, sleep, spawn_local};
 
 /// What a client needs from its answer to its next request: two ways over loopback.
 const TURNAROUND: Duration = Duration::from_micros(30);
@@ -140,7 +140,7 @@ fn run(
         drop((shared, store));
         (took, latencies)
     };
-    run_executor(&executor(), main).expect("io_uring is needed")
+    run_executor(&ExecutorSpec::new("bench", None), main).expect("io_uring is needed")
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]

@@ -19,8 +19,6 @@ use std::path::PathBuf;
 use bytes::{Bytes, BytesMut};
 use ringkeeper_proto::request::CreateRequest;
 use ringkeeper_proto::{Acl, AclList, OpCode, Request, Xid, Zxid};
-use ringkeeper_storage::write_ring;
-use ringkeeper_transport::{DiskHooks, DiskUse, ExecutorSpec};
 use ringkeeper_tree::execute::execute;
 use ringkeeper_tree::{Context, Events, Settings, Tree};
 
@@ -36,15 +34,6 @@ pub fn is_smoke_test() -> bool {
     }
     // As criterion has it: `cargo test` gives neither.
     !is_bench
-}
-
-/// An executor as the server's: durable writes go by the disk's own ring.
-pub fn executor() -> ExecutorSpec {
-    ExecutorSpec::new("bench", None).with_disk(DiskUse::Told(DiskHooks {
-        start: write_ring::start,
-        reap: write_ring::reap,
-        reactor_work: write_ring::reactor_work,
-    }))
 }
 
 /// Where programs are built: `CARGO_TARGET_DIR`, or `target` at the root of the repository.

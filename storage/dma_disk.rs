@@ -13,14 +13,13 @@ use std::{
 use futures_util::future::join_all;
 use glommio::{
     GlommioError,
-    io::{Directory, DmaBuffer, DmaFile, OpenOptions, ReadResult},
-    timer,
+    io::{Directory, DmaFile, OpenOptions, ReadResult},
+    timer::sleep,
 };
 
 use crate::{
     aligned::AlignedBuffer,
     disk::{BLOCK_BYTES, Disk, DiskBuffer as _, Entry, Urgency},
-    write_ring::{self, ReactorWork, WriteRing},
 };
 
 /// Bytes per write of an urgent fill.
@@ -71,57 +70,6 @@ pub struct DmaHandle {
     variant: DurableVariant,
 }
 
-/// The thread's ring for durable writes, if it has one and there is room.
-fn own_ring() -> Option<Rc<WriteRing>> {
-    write_ring::current().filter(|ring| ring.has_room())
-}
-
-/// Writes `bytes`, all of them or it is an error, with what the file's flags say of durability.
-async fn write(file: &Rc<DmaFile>, bytes: Rc<DmaBuffer>, offset: u64) -> io::Result<()> {
-    let len = bytes.len();
-    let written = match own_ring() {
-        Some(ring) => ring.write(file, bytes, offset)?.await?,
-        None => {
-            let _work = ReactorWork::begin();
-            let written = file.write_rc_at(bytes, offset).await;
-            written.map_err(system)?
-        }
-    };
-    if written == len {
-        return Ok(());
-    }
-    Err(io::Error::new(
-        io::ErrorKind::WriteZero,
-        format!("{written} of {len} bytes written"),
-    ))
-}
-
-/// Flushes what was written to `file`.
-async fn flush(file: &Rc<DmaFile>) -> io::Result<()> {
-    match own_ring() {
-        Some(ring) => ring.flush(file)?.await.map(drop),
-        None => {
-            let _work = ReactorWork::begin();
-            file.fdatasync().await.map_err(system)
-        }
-    }
-}
-
-async fn sleep(duration: Duration) {
-    let slept = match own_ring() {
-        Some(ring) => ring.sleep(duration),
-        None => Err(io::ErrorKind::Unsupported.into()),
-    };
-    match slept {
-        // It ends with an error that says that the time is over.
-        Ok(ending) => _ = ending.await,
-        Err(_) => {
-            let _work = ReactorWork::begin();
-            timer::sleep(duration).await;
-        }
-    }
-}
-
 /// Bytes read from a file.
 #[derive(Debug)]
 pub struct DmaRead(ReadResult);
@@ -141,7 +89,6 @@ impl DmaDisk {
     /// its first file whether reads can be polled, and a file without written blocks misleads it for good.
     /// So this writes one block to a scratch file and opens that first.
     pub async fn start(dir: &Path) -> io::Result<Self> {
-        let _work = ReactorWork::begin();
         // Always the same name, so that starts that are killed leave one file at most.
         let scratch = dir.join(".polling-probe");
         let result = Self::probe_polling(&scratch).await;
@@ -205,7 +152,6 @@ impl DmaDisk {
     }
 
     async fn open_as(&self, path: &Path, variant: DurableVariant) -> io::Result<DmaHandle> {
-        let _work = ReactorWork::begin();
         let flags = match variant {
             DurableVariant::Dsync => libc::O_DSYNC,
             DurableVariant::WriteThenFlush => 0,
@@ -243,27 +189,18 @@ impl Disk for DmaDisk {
             .create(true)
             .truncate(true)
             .mode(0o640);
-        let opened = {
-            let _work = ReactorWork::begin();
-            options.dma_open(path).await.map_err(system)
-        };
-        let file = Rc::new(opened?);
+        let file = options.dma_open(path).await.map_err(system)?;
         let filled = fill(&file, bytes, urgency).await;
-        {
-            let _work = ReactorWork::begin();
-            file.close_rc().await.map_err(system)?;
-        }
+        file.close().await.map_err(system)?;
         filled?;
         self.open(path).await
     }
 
     async fn size(&self, file: &DmaHandle) -> io::Result<u64> {
-        let _work = ReactorWork::begin();
         file.file.file_size().await.map_err(system)
     }
 
     async fn read_at(&self, file: &DmaHandle, offset: u64, len: usize) -> io::Result<DmaRead> {
-        let _work = ReactorWork::begin();
         file.file
             .read_at_aligned(offset, len)
             .await
@@ -277,32 +214,40 @@ impl Disk for DmaDisk {
         offset: u64,
         buffer: &AlignedBuffer,
     ) -> io::Result<()> {
-        write(&file.file, buffer.share(), offset).await?;
+        let len = buffer.bytes().len();
+        let written = file
+            .file
+            .write_rc_at(buffer.share(), offset)
+            .await
+            .map_err(system)?;
+        if written != len {
+            return Err(io::Error::new(
+                io::ErrorKind::WriteZero,
+                format!("{written} of {len} bytes written"),
+            ));
+        }
         self.handicap().await;
         match file.variant {
             DurableVariant::Dsync => Ok(()),
-            DurableVariant::WriteThenFlush => flush(&file.file).await,
+            DurableVariant::WriteThenFlush => file.file.fdatasync().await.map_err(system),
         }
     }
 
     async fn flush(&self, file: &DmaHandle) -> io::Result<()> {
         self.handicap().await;
-        flush(&file.file).await
+        file.file.fdatasync().await.map_err(system)
     }
 
     async fn close(&self, file: DmaHandle) {
-        let _work = ReactorWork::begin();
         // A close reports nothing that a durable write has not; the descriptor is gone either way.
         drop(file.file.close_rc().await);
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let _work = ReactorWork::begin();
         glommio::io::rename(from, to).await.map_err(system)
     }
 
     async fn remove(&self, path: &Path) -> io::Result<()> {
-        let _work = ReactorWork::begin();
         glommio::io::remove(path).await.map_err(system)
     }
 
@@ -341,7 +286,6 @@ impl Disk for DmaDisk {
     }
 
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let _work = ReactorWork::begin();
         // glommio opens directories relative to descriptor -1, which only an absolute path gets past.
         let dir = std::path::absolute(dir)?;
         let directory = Directory::open(dir).await.map_err(system)?;
@@ -389,7 +333,7 @@ impl Disk for DmaDisk {
 ///
 /// The place is reserved first: writes that grow a file go one after the other, whatever their number. And when somebody
 /// waits, what is reserved is enough: slower to write than what is filled, and much sooner there.
-async fn fill(file: &Rc<DmaFile>, bytes: u64, urgency: impl Fn(u64) -> Urgency) -> io::Result<()> {
+async fn fill(file: &DmaFile, bytes: u64, urgency: impl Fn(u64) -> Urgency) -> io::Result<()> {
     let is_reserved = reserve(file, bytes).await?;
     let mut buffer = AlignedBuffer::with_capacity(FILL_BYTES);
     let mut offset = 0;
@@ -408,27 +352,25 @@ async fn fill(file: &Rc<DmaFile>, bytes: u64, urgency: impl Fn(u64) -> Urgency) 
         let places = (0..depth).map(|number| offset + number * len as u64);
         let writes = places
             .filter(|at| at + len as u64 <= bytes)
-            .map(|at| write(file, buffer.share(), at));
+            .map(|at| file.write_rc_at(buffer.share(), at));
         for written in join_all(writes).await {
-            written.map_err(|error| match error.kind() {
-                // So a full disk ends a write that has begun.
-                io::ErrorKind::WriteZero => {
-                    io::Error::new(io::ErrorKind::StorageFull, "no space left to fill the file")
-                }
-                _ => error,
-            })?;
+            if written.map_err(system)? != len {
+                return Err(io::Error::new(
+                    io::ErrorKind::StorageFull,
+                    "no space left to fill the file",
+                ));
+            }
             offset += len as u64;
         }
         if urgency == Urgency::Gentle {
             sleep(started.elapsed() * FILL_REST).await;
         }
     }
-    flush(file).await
+    file.fdatasync().await.map_err(system)
 }
 
 /// Reserves the file's place; false where the file system cannot.
 async fn reserve(file: &DmaFile, bytes: u64) -> io::Result<bool> {
-    let _work = ReactorWork::begin();
     match file.pre_allocate(bytes, false).await.map_err(system) {
         Ok(()) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),

@@ -44,7 +44,6 @@ mod stats;
 mod std_disk;
 mod store;
 mod txn_log;
-pub mod write_ring;
 
 pub use aligned::AlignedBuffer;
 pub use batch::{Batch, BatchHeader, BatchKind, HEADER_BYTES, SealedBatch};

@@ -1,15 +1,13 @@
-//! Executors: one pinned thread each, with its io_uring rings, its loop (`run_loop`), its timers and its pulse.
+//! Executors: one pinned thread each, with its io_uring rings, its timers and its pulse.
 //!
-//! glommio 0.9 can park an executor whose task could run, when a completion reaches its
-//! latency ring before anything ran. The loop leaves it only few occasions, since it mostly sleeps by itself; for those, four
-//! rules make that rare and harmless, and this module is where they are kept:
+//! glommio 0.9 can park an executor that still has runnable tasks, when a completion reaches its
+//! latency ring before anything ran. Four rules make that rare and harmless, and this module is
+//! where they are kept:
 //! - a preempt timer so long that it never fires (so `need_preempt` stays false, and **nothing
 //!   interrupts a task**: work per poll must be bounded, see [`reactor_turn`]);
 //! - no task queue with a latency requirement: every task runs in the default queue;
 //! - rings of at least [`RING_DEPTH_MIN`] entries, so that the throughput timer stays silent;
-//! - no sleep in glommio without timers of its own set, one behind the other, since a pending timer always wakes the reactor.
-//!
-//! A [`pulse`] on every executor counts whether any was late all the same.
+//! - a [`pulse`] on every executor, since a pending timer always wakes the reactor.
 
 use std::future::{Future, poll_fn};
 use std::os::fd::OwnedFd;
@@ -20,10 +18,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use std::{fmt, io, thread};
 
+use glommio::timer::Timer;
 use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
 
 use crate::pulse::{self, PulseSpec};
-use crate::run_loop::{self, Descriptors, Sleep};
+use crate::readiness;
 
 /// The least ring depth: the throughput timer fires after this many completions between two turns
 /// of the reactor, and is one of the things that trigger the flaw.
@@ -53,30 +52,6 @@ pub struct ExecutorSpec {
     pub io_memory_bytes: usize,
     /// The pulse's periods.
     pub pulse: PulseSpec,
-    /// What of a disk is used on it.
-    pub disk: DiskUse,
-}
-
-/// What an executor has to expect of a disk.
-#[derive(Clone, Copy, Debug)]
-pub enum DiskUse {
-    /// Anything may be under way in glommio at any time: the executor always sleeps there.
-    Untold,
-    /// No disk is used on it, nor anything else of glommio.
-    Never,
-    /// A disk that tells.
-    Told(DiskHooks),
-}
-
-/// What an executor does for the disk that is used on it.
-#[derive(Clone, Copy, Debug)]
-pub struct DiskHooks {
-    /// Makes the thread's ring, and returns its descriptor.
-    pub start: fn() -> io::Result<OwnedFd>,
-    /// Called when that can be read.
-    pub reap: fn(),
-    /// How much is under way that needs glommio's reactor.
-    pub reactor_work: fn() -> usize,
 }
 
 impl ExecutorSpec {
@@ -88,15 +63,7 @@ impl ExecutorSpec {
             ring_depth: RING_DEPTH_MIN,
             io_memory_bytes: 64 * 1024,
             pulse: PulseSpec::default(),
-            disk: DiskUse::Untold,
         }
-    }
-
-    /// The same, on which a disk is used so.
-    #[must_use]
-    pub fn with_disk(mut self, disk: DiskUse) -> Self {
-        self.disk = disk;
-        self
     }
 
     fn builder(&self) -> LocalExecutorBuilder {
@@ -132,19 +99,19 @@ where
     T: Send + 'static,
 {
     let (started, wait_started) = mpsc::sync_channel::<()>(1);
-    let (pulse, disk) = (spec.pulse, spec.disk);
+    let pulse = spec.pulse;
     let failed = |reason: String| ExecutorError {
         name: spec.name.clone(),
         reason,
     };
-    let descriptors = Descriptors::new().map_err(|error| failed(error.to_string()))?;
+    let epoll = readiness::descriptor().map_err(|error| failed(error.to_string()))?;
     let inner = spec
         .builder()
         .spawn(move || async move {
             // Nobody waits for it any more when the spawning thread has gone: no reason not to run.
             let _ = started.send(());
             drop(started);
-            in_loop(pulse, descriptors, disk, main()).await
+            with_pulse(pulse, epoll, main()).await
         })
         .map_err(|error| failed(error.to_string()))?;
     if wait_started.recv().is_err() {
@@ -170,27 +137,23 @@ where
         name: spec.name.clone(),
         reason,
     };
-    let descriptors = Descriptors::new().map_err(|error| failed(error.to_string()))?;
+    let epoll = readiness::descriptor().map_err(|error| failed(error.to_string()))?;
     let made = spec.builder().make();
     let executor = made.map_err(|error| failed(error.to_string()))?;
-    let (pulse, disk) = (spec.pulse, spec.disk);
-    Ok(executor.run(in_loop(pulse, descriptors, disk, main)))
+    let pulse = spec.pulse;
+    Ok(executor.run(async move { with_pulse(pulse, epoll, main).await }))
 }
 
-/// Runs `main` in a loop of its own, with the pulse beside it.
-async fn in_loop<F: Future<Output: 'static> + 'static>(
-    spec: PulseSpec,
-    descriptors: Descriptors,
-    disk: DiskUse,
-    main: F,
-) -> F::Output {
-    let own = run_loop::start(descriptors, disk).expect("descriptors that were just made");
+/// Runs `main` with the pulse and the sockets' readiness beside it.
+async fn with_pulse<F: Future>(spec: PulseSpec, epoll: OwnedFd, main: F) -> F::Output {
     let pulse = pulse::start(spec);
     let beat = spawn_local(pulse::beat(pulse.clone()));
-    let output = own.run(main).await;
+    let ready = spawn_local(readiness::drive(readiness::start(epoll)));
+    let output = main.await;
+    readiness::stop();
+    ready.cancel().await;
     pulse::stop(&pulse);
-    drop(beat);
-    own.stop();
+    beat.cancel().await;
     output
 }
 
@@ -245,12 +208,12 @@ impl From<ExecutorError> for io::Error {
 
 /// A task on this executor. Dropping it cancels it.
 #[must_use = "a dropped task is cancelled: await it, keep it, or detach it"]
-pub struct Task<T>(async_task::Task<T>);
+pub struct Task<T>(glommio::Task<T>);
 
 impl<T> Task<T> {
     /// Lets the task run on its own until it or its executor ends.
     pub fn detach(self) {
-        self.0.detach();
+        drop(self.0.detach());
     }
 
     /// Cancels it, and waits until its future is dropped. Returns the output if it had ended.
@@ -280,24 +243,35 @@ impl<T> fmt::Debug for Task<T> {
 /// # Panics
 /// Outside an executor.
 pub fn spawn_local<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
-    Task(run_loop::spawn(future))
+    Task(glommio::spawn_local(future))
 }
 
 /// Waits for `duration` by the current executor's timers.
 pub async fn sleep(duration: Duration) {
-    Sleep::new(duration).await;
+    Timer::new(duration).await;
 }
 
-/// Lets the sockets be looked at, and what was ready run, before the caller goes on. A long piece of work calls this
-/// every few hundred microseconds.
+/// Lets the reactor poll I/O once, and what was ready run before the caller goes on.
+///
+/// glommio looks at I/O only when every runnable task has run, so a loop that merely wakes itself
+/// would keep everything else out. A long piece of work calls this every few hundred microseconds.
 pub async fn reactor_turn() {
-    Sleep::new(Duration::ZERO).await;
+    let mut wait = Duration::from_micros(1);
+    loop {
+        let mut timer = pin!(Timer::new(wait));
+        if poll_fn(|cx| Poll::Ready(timer.as_mut().poll(cx).is_pending())).await {
+            timer.await;
+            return;
+        }
+        // It was due at its first poll, so it has not been to the reactor.
+        wait *= 2;
+    }
 }
 
 /// Awaits `future` for at most `duration`; `None` when the time is over. The future is dropped then,
 /// so it must be one that may be cancelled (a pending durable write must not).
 pub async fn timeout<F: Future>(duration: Duration, future: F) -> Option<F::Output> {
-    let mut timer = pin!(Sleep::new(duration));
+    let mut timer = pin!(Timer::new(duration));
     let mut future = pin!(future);
     poll_fn(|cx| {
         if let Poll::Ready(output) = future.as_mut().poll(cx) {

@@ -28,7 +28,6 @@ mod chunk;
 mod idle;
 mod port_owner;
 mod readiness;
-mod run_loop;
 mod socket;
 mod thread_clock;
 mod wake;
@@ -39,8 +38,8 @@ pub use connect::{ConnectOptions, connect, connect_any};
 pub use connection::{Connection, ConnectionLimits, ReadHalf, SendError, Sent, WriteHalf};
 pub use doorbell::{Doorbell, Ringer};
 pub use executor::{
-    DiskHooks, DiskUse, ExecutorError, ExecutorHandle, ExecutorSpec, Task, reactor_turn,
-    run_executor, sleep, spawn_executor, spawn_local, timeout,
+    ExecutorError, ExecutorHandle, ExecutorSpec, Task, reactor_turn, run_executor, sleep,
+    spawn_executor, spawn_local, timeout,
 };
 pub use frame::{FrameDecoder, FrameError};
 pub use idle::run_when_idle;

@@ -20,7 +20,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
@@ -29,32 +28,7 @@ use socket2::Socket;
 use crate::socket::readable;
 
 /// Sockets that are told in one call.
-pub(crate) const EVENTS_MAX: usize = 256;
-
-/// A descriptor that is no socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Bell {
-    /// It only wakes the loop.
-    Loop,
-    /// The disk's ring.
-    Disk,
-}
-
-impl Bell {
-    /// Above all keys of places.
-    const fn key(self) -> u64 {
-        match self {
-            Self::Loop => u64::MAX,
-            Self::Disk => u64::MAX - 1,
-        }
-    }
-}
-
-/// The bells that a dispatch has heard and that have somebody to tell.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Heard {
-    pub(crate) disk: bool,
-}
+const EVENTS_MAX: usize = 256;
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<ReadySet>>> = const { RefCell::new(None) };
@@ -115,54 +89,46 @@ pub(crate) fn stop() {
     CURRENT.set(None);
 }
 
-/// Waits until the ring says that the set has something to tell.
-pub(crate) async fn watch(set: Rc<ReadySet>) {
-    match set.epoll.try_clone() {
-        Ok(descriptor) => readable(descriptor).await,
-        Err(error) => {
-            // Without descriptors nothing can be accepted either; what is connected is looked at now and then.
+/// Wakes those whose sockets are ready, until it is cancelled.
+pub(crate) async fn drive(set: Rc<ReadySet>) {
+    let mut events = Vec::with_capacity(EVENTS_MAX);
+    loop {
+        if let Err(error) = watch(&set).await {
+            // Without descriptors nothing can be accepted either; what is connected is looked at with
+            // the pulse.
             tracing::warn!(%error, "watch the sockets' readiness");
-            glommio::timer::Timer::new(Duration::from_millis(1)).await;
+            crate::executor::sleep(std::time::Duration::from_millis(1)).await;
         }
+        set.dispatch(&mut events);
     }
 }
 
-impl ReadySet {
-    /// Has the set tell of a descriptor that only wakes the loop.
-    pub(crate) fn add_bell(&self, descriptor: &OwnedFd, bell: Bell) -> io::Result<()> {
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        let data = epoll::EventData::new_u64(bell.key());
-        epoll::add(&self.epoll, descriptor, data, flags)?;
-        Ok(())
-    }
+async fn watch(set: &ReadySet) -> io::Result<()> {
+    readable(set.epoll.try_clone()?).await;
+    Ok(())
+}
 
-    /// Takes the edges that have come, for the first of which it waits so long.
-    pub(crate) fn dispatch(&self, events: &mut Vec<epoll::Event>, wait: Duration) -> Heard {
-        let mut heard = Heard::default();
-        let mut wait = Timespec {
-            tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(wait.subsec_nanos()),
-        };
+impl ReadySet {
+    /// Takes the edges that have come.
+    fn dispatch(&self, events: &mut Vec<epoll::Event>) {
+        let now = Timespec::default();
         loop {
             events.clear();
-            let told = epoll::wait(&self.epoll, spare_capacity(events), Some(&wait));
-            wait = Timespec::default();
-            match told {
+            match epoll::wait(&self.epoll, spare_capacity(events), Some(&now)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
                     tracing::error!(%error, "ask for the sockets' readiness");
-                    return heard;
+                    return;
                 }
             }
             for event in events.iter() {
-                heard.disk |= event.data.u64() == Bell::Disk.key();
                 if let Some(interest) = self.places.borrow().find(event.data.u64()) {
                     interest.tell(event.flags);
                 }
             }
             // Each socket is told at most once until its next edge, so this ends.
             if events.len() < EVENTS_MAX {
-                return heard;
+                return;
             }
         }
     }

@@ -3,8 +3,7 @@
 //! A thread inherits the CPUs of the thread that starts it, and executors are pinned: one that is to
 //! run elsewhere has to say so.
 
-use ringkeeper_storage::write_ring;
-use ringkeeper_transport::{DiskHooks, DiskUse, run_when_idle};
+use ringkeeper_transport::run_when_idle;
 use rustix::process::setpriority_process;
 use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 
@@ -46,10 +45,3 @@ fn set_idle(is_idle: bool) {
         tracing::warn!(%error, is_idle, "change the scheduling of a thread");
     }
 }
-
-/// What an executor does for the log's disk.
-pub(crate) const DISK: DiskUse = DiskUse::Told(DiskHooks {
-    start: write_ring::start,
-    reap: write_ring::reap,
-    reactor_work: write_ring::reactor_work,
-});

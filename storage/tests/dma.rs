@@ -9,7 +9,6 @@ use ringkeeper_proto::{Epoch, Zxid};
 use ringkeeper_storage::{
     Dirs, DmaDisk, DurableVariant, OpenError, StorageError, Store, Tail, choose_variant,
 };
-use ringkeeper_transport::spawn_local;
 
 use support::{on_executor, open, payload, read, small, temp_dir, write};
 
@@ -54,7 +53,7 @@ fn many_in_flight_finish_in_order_over_many_segments() {
     let path = dir.path().to_path_buf();
     on_executor(move || async move {
         let mut opened = open(&path, small()).await.expect("make a store");
-        spawn_local(opened.log.maintenance()).detach();
+        glommio::spawn_local(opened.log.maintenance()).detach();
         let mut zxid = 0;
         for _ in 0..40 {
             let mut tasks = Vec::new();
@@ -69,7 +68,7 @@ fn many_in_flight_finish_in_order_over_many_segments() {
                 }
                 let last = batch.last_zxid();
                 let written = opened.log.write(batch, Zxid::ZERO);
-                tasks.push((last, spawn_local(written)));
+                tasks.push((last, glommio::spawn_local(written)));
             }
             for (last, task) in tasks {
                 assert!(task.await.expect("write") >= last);

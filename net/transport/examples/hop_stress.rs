@@ -28,8 +28,8 @@ use bytes::Bytes;
 use hdrhistogram::Histogram;
 use ringkeeper_transport::mailbox::{self, Receiver, Sender};
 use ringkeeper_transport::{
-    Chain, Connection, Cursor, DiskUse, ExecutorSpec, ListenOptions, Listener, WriteHalf, busy,
-    pulse, spawn_executor, spawn_local,
+    Chain, Connection, Cursor, ExecutorSpec, ListenOptions, Listener, WriteHalf, busy, pulse,
+    spawn_executor, spawn_local,
 };
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -83,7 +83,7 @@ impl Plan {
     }
 
     fn executor(&self, name: &str) -> ExecutorSpec {
-        let mut spec = ExecutorSpec::new(name, None).with_disk(DiskUse::Never);
+        let mut spec = ExecutorSpec::new(name, None);
         spec.pulse.busy = self.pulse;
         spec.pulse.idle = spec.pulse.idle.max(self.pulse);
         spec

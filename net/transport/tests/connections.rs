@@ -11,8 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ringkeeper_transport::{
-    Connection, ConnectionLimits, DiskUse, ExecutorHandle, ExecutorSpec, ListenOptions, Listener,
-    ReadHalf, SendError, Sent, WriteHalf, spawn_executor, spawn_local,
+    Connection, ConnectionLimits, ExecutorHandle, ExecutorSpec, ListenOptions, Listener, ReadHalf,
+    SendError, Sent, WriteHalf, spawn_executor, spawn_local,
 };
 
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -26,18 +26,15 @@ where
     T: Send + 'static,
 {
     let (listening, addr) = mpsc::channel();
-    let handle = spawn_executor(
-        ExecutorSpec::new("server", None).with_disk(DiskUse::Never),
-        move || async move {
-            let options = ListenOptions {
-                limits,
-                ..ListenOptions::default()
-            };
-            let listener = Listener::bind(LOOPBACK, options).unwrap();
-            listening.send(listener.local_addr()).unwrap();
-            serve(listener).await
-        },
-    );
+    let handle = spawn_executor(ExecutorSpec::new("server", None), move || async move {
+        let options = ListenOptions {
+            limits,
+            ..ListenOptions::default()
+        };
+        let listener = Listener::bind(LOOPBACK, options).unwrap();
+        listening.send(listener.local_addr()).unwrap();
+        serve(listener).await
+    });
     let handle = handle.unwrap();
     (addr.recv_timeout(PATIENCE).unwrap(), handle)
 }

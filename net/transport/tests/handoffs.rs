@@ -10,14 +10,14 @@ use std::time::Duration;
 use ringkeeper_transport::doorbell::doorbell;
 use ringkeeper_transport::mailbox::{self, BATCH_MAX, MailboxError};
 use ringkeeper_transport::{
-    Chain, DiskUse, ExecutorSpec, LAG_MAX_QUIET, Lag, busy, run_executor, sleep, spawn_executor,
+    Chain, ExecutorSpec, LAG_MAX_QUIET, Lag, busy, run_executor, sleep, spawn_executor,
     spawn_local, timeout,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn spec(name: &str) -> ExecutorSpec {
-    ExecutorSpec::new(name, None).with_disk(DiskUse::Never)
+    ExecutorSpec::new(name, None)
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::mpsc;
 
 use ringkeeper_transport::{
-    Connection, DiskUse, ExecutorSpec, ListenOptions, Listener, probe, spawn_executor, spawn_local,
+    Connection, ExecutorSpec, ListenOptions, Listener, probe, spawn_executor, spawn_local,
 };
 
 const CONNECTIONS: usize = 3000;
@@ -37,30 +37,27 @@ fn an_idle_connection_is_small() {
     probe::raise_descriptors(2 * CONNECTIONS as u64 + 100).unwrap();
     let (tell, hear) = mpsc::channel();
     let (go_on, wait) = mpsc::channel::<()>();
-    let handle = spawn_executor(
-        ExecutorSpec::new("idle", None).with_disk(DiskUse::Never),
-        move || async move {
-            let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-            let mut listener = Listener::bind(addr, ListenOptions::default()).unwrap();
-            tell.send(listener.local_addr()).unwrap();
-            let mut tasks = Vec::with_capacity(CONNECTIONS);
-            let mut before = 0;
-            for at in 0..CONNECTIONS {
-                // The first hundred fill what is allocated once.
-                if at == 100 {
-                    before = resident_bytes();
-                }
-                tasks.push(spawn_local(serve(listener.accept().await.unwrap())));
+    let handle = spawn_executor(ExecutorSpec::new("idle", None), move || async move {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let mut listener = Listener::bind(addr, ListenOptions::default()).unwrap();
+        tell.send(listener.local_addr()).unwrap();
+        let mut tasks = Vec::with_capacity(CONNECTIONS);
+        let mut before = 0;
+        for at in 0..CONNECTIONS {
+            // The first hundred fill what is allocated once.
+            if at == 100 {
+                before = resident_bytes();
             }
-            // What their registration tells is taken with the next turns.
-            for _ in 0..10 {
-                ringkeeper_transport::reactor_turn().await;
-            }
-            let grown = resident_bytes() - before;
-            wait.recv().unwrap();
-            grown / (CONNECTIONS - 100)
-        },
-    );
+            tasks.push(spawn_local(serve(listener.accept().await.unwrap())));
+        }
+        // What their registration tells is taken with the next turns.
+        for _ in 0..10 {
+            ringkeeper_transport::reactor_turn().await;
+        }
+        let grown = resident_bytes() - before;
+        wait.recv().unwrap();
+        grown / (CONNECTIONS - 100)
+    });
     let handle = handle.unwrap();
     let addr = hear.recv().unwrap();
     let mut clients = Vec::with_capacity(CONNECTIONS);

@@ -5,14 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ringkeeper_transport::doorbell::doorbell;
-use ringkeeper_transport::{
-    DiskUse, ExecutorSpec, busy, pulse, run_executor, sleep, spawn_executor,
-};
+use ringkeeper_transport::{ExecutorSpec, busy, pulse, run_executor, sleep, spawn_executor};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn spec(name: &str) -> ExecutorSpec {
-    ExecutorSpec::new(name, None).with_disk(DiskUse::Never)
+    ExecutorSpec::new(name, None)
 }
 
 fn beats() -> u64 {

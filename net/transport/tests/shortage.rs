@@ -6,9 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use ringkeeper_transport::{
-    DiskUse, ExecutorSpec, ListenOptions, Listener, spawn_executor, spawn_local,
-};
+use ringkeeper_transport::{ExecutorSpec, ListenOptions, Listener, spawn_executor, spawn_local};
 
 const FILES_MAX: u64 = 256;
 const CLIENTS: usize = 4;
@@ -16,27 +14,24 @@ const CLIENTS: usize = 4;
 #[test]
 fn clients_wait_while_there_are_no_descriptors() {
     let (listening, addr) = mpsc::channel();
-    let handle = spawn_executor(
-        ExecutorSpec::new("server", None).with_disk(DiskUse::Never),
-        move || async move {
-            let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-            let mut listener = Listener::bind(addr, ListenOptions::default()).unwrap();
-            listening.send(listener.local_addr()).unwrap();
-            let mut served = Vec::new();
-            while served.len() < CLIENTS {
-                let (mut read, write) = listener.accept().await.unwrap().split();
-                served.push(spawn_local(async move {
-                    read.recv().await.unwrap();
-                    write.queue().extend_from_slice(b"here");
-                    write.close();
-                    while read.recv().await.unwrap() > 0 {}
-                }));
-            }
-            for task in served {
-                task.await;
-            }
-        },
-    );
+    let handle = spawn_executor(ExecutorSpec::new("server", None), move || async move {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let mut listener = Listener::bind(addr, ListenOptions::default()).unwrap();
+        listening.send(listener.local_addr()).unwrap();
+        let mut served = Vec::new();
+        while served.len() < CLIENTS {
+            let (mut read, write) = listener.accept().await.unwrap().split();
+            served.push(spawn_local(async move {
+                read.recv().await.unwrap();
+                write.queue().extend_from_slice(b"here");
+                write.close();
+                while read.recv().await.unwrap() > 0 {}
+            }));
+        }
+        for task in served {
+            task.await;
+        }
+    });
     let addr: SocketAddr = addr.recv().unwrap();
     let (_, hard) = rlimit::Resource::NOFILE.get().unwrap();
     rlimit::Resource::NOFILE.set(FILES_MAX, hard).unwrap();

@@ -3,9 +3,9 @@
 
 use std::{future::Future, path::Path};
 
+use glommio::LocalExecutorBuilder;
 use ringkeeper_proto::Zxid;
-use ringkeeper_storage::{Dirs, DmaDisk, LogOptions, OpenError, Opened, Store, TxnLog, write_ring};
-use ringkeeper_transport::{DiskHooks, DiskUse, ExecutorSpec, spawn_executor};
+use ringkeeper_storage::{Dirs, DmaDisk, LogOptions, OpenError, Opened, Store, TxnLog};
 
 /// Small segments, so that rolls happen soon.
 pub(crate) fn small() -> LogOptions {
@@ -18,18 +18,17 @@ pub(crate) fn small() -> LogOptions {
     }
 }
 
-/// Runs `test` on an executor of its own, as the server's; a panic in it fails the calling test.
+/// Runs `test` on an executor of its own; a panic in it fails the calling test.
 pub(crate) fn on_executor<F, T>(test: impl FnOnce() -> F + Send + 'static) -> T
 where
     F: Future<Output = T> + 'static,
     T: Send + 'static,
 {
-    let spec = ExecutorSpec::new("test", None).with_disk(DiskUse::Told(DiskHooks {
-        start: write_ring::start,
-        reap: write_ring::reap,
-        reactor_work: write_ring::reactor_work,
-    }));
-    spawn_executor(spec, test)
+    LocalExecutorBuilder::default()
+        .io_memory(64 << 10)
+        .preempt_timer(std::time::Duration::from_secs(3600))
+        .ring_depth(4096)
+        .spawn(test)
         .expect("start an executor")
         .join()
         .expect("the test ran to its end")
