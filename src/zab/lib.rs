@@ -41,6 +41,8 @@ mod observer_master_tests;
 mod progress;
 mod quorum;
 mod replica;
+#[cfg(test)]
+mod replica_tests;
 pub mod synchronization;
 mod timer;
 mod violation;
