@@ -382,6 +382,28 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshot_under_way_is_told_of_the_log() {
+        let (jobs, _wait_jobs) = sync_channel(1);
+        let mut snapshots = Snapshots {
+            config: SnapshotConfig::default(),
+            jobs,
+            busy: true,
+            last_bytes: 0,
+            log: LogActivity::default(),
+            stalls: Rc::default(),
+            flush_times: FlushTimes::new(),
+            times: Histogram::new(2).unwrap(),
+        };
+        // The snapshot thread has a clone.
+        let heard = snapshots.log.clone();
+        for log_bytes in [5, 7] {
+            let mut since = LoggedSince { txns: 1, log_bytes };
+            snapshots.start_if_due(&Tree::new(), 0, &mut since);
+            assert_eq!(format!("{heard:?}"), format!("LogActivity({log_bytes})"));
+        }
+    }
+
+    #[test]
     fn any_number_of_threads_loads_the_same_tree() {
         let dir = tempfile::tempdir().unwrap();
         let (tree, info) = snapshot(dir.path());
