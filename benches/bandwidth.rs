@@ -20,13 +20,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use ringkeeper_benches::{directory, environment, floor};
+use ringkeeper_benches::{directory, environment, executor, floor};
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{
     AlignedBuffer, BLOCK_BYTES, Dirs, Disk, DiskBuffer as _, DmaDisk, HugePages, LogOptions,
     LogStats, Opened, SnapshotWriter, StorageError, Store, TxnLog,
 };
-use ringkeeper_transport::{ExecutorSpec, Task, pulse, reactor_turn, run_executor, spawn_local};
+use ringkeeper_transport::{Task, pulse, reactor_turn, run_executor, spawn_local};
 use rustix::fs::OFlags;
 
 /// As the server's, but for the small blocks.
@@ -63,7 +63,7 @@ fn append(dir: &Path, load: Load, count: u64) -> (Duration, LogStats) {
     let dir = dir.to_owned();
     let main = async move {
         let _busy = pulse::busy();
-        let disk = DmaDisk::start(&dir).await.expect("O_DIRECT is needed");
+        let disk = DmaDisk::new().expect("the executor has a ring");
         let options = LogOptions {
             spares_max: SPARES,
             ..LogOptions::default()
@@ -108,16 +108,15 @@ fn append(dir: &Path, load: Load, count: u64) -> (Duration, LogStats) {
         drop((log, store));
         (took, stats)
     };
-    run_executor(&ExecutorSpec::new("bench", None), main).expect("io_uring is needed")
+    run_executor(&executor(), main).expect("io_uring is needed")
 }
 
-/// As [`raw`], through glommio on an executor as the server's.
-fn through_glommio(path: &Path, len: usize, depth: usize, count: u64) -> Duration {
+/// As [`raw`], by the log's disk.
+fn by_disk(path: &Path, len: usize, depth: usize, count: u64) -> Duration {
     let path = path.to_owned();
     let main = async move {
-        let dir = path.parent().expect("it lies in a directory");
         let _busy = pulse::busy();
-        let disk = DmaDisk::start(dir).await.expect("O_DIRECT is needed");
+        let disk = DmaDisk::new().expect("the executor has a ring");
         let file = disk.open(&path).await.expect("it was made before");
         let next = Rc::new(Cell::new(0));
         let began = Instant::now();
@@ -143,7 +142,7 @@ fn through_glommio(path: &Path, len: usize, depth: usize, count: u64) -> Duratio
         disk.close(file).await;
         took
     };
-    run_executor(&ExecutorSpec::new("bench", None), main).expect("io_uring is needed")
+    run_executor(&executor(), main).expect("io_uring is needed")
 }
 
 /// How many writes of `len` bytes the file has room for.
@@ -221,18 +220,16 @@ fn bandwidth(criterion: &mut Criterion) {
             group.bench_function("raw", |bencher| {
                 bencher.iter_custom(|count| share(raw(&path, stored, depth, BATCHES), count));
             });
-            group.bench_function("glommio", |bencher| {
-                bencher.iter_custom(|count| {
-                    share(through_glommio(&path, stored, depth, BATCHES), count)
-                });
+            group.bench_function("disk", |bencher| {
+                bencher.iter_custom(|count| share(by_disk(&path, stored, depth, BATCHES), count));
             });
             group.bench_function("log", |bencher| {
                 bencher.iter_custom(|count| {
                     // A device's speed changes within seconds, so a ratio is of what was measured in turn.
                     let raw = raw(&path, stored, depth, BATCHES);
-                    let glommio = through_glommio(&path, stored, depth, BATCHES);
+                    let disk = by_disk(&path, stored, depth, BATCHES);
                     let (took, now) = append(dir.path(), load, BATCHES);
-                    rounds.push([raw, glommio, took].map(|took| rate(stored, BATCHES, took)));
+                    rounds.push([raw, disk, took].map(|took| rate(stored, BATCHES, took)));
                     stats = Some(now);
                     share(took, count)
                 });
@@ -240,14 +237,14 @@ fn bandwidth(criterion: &mut Criterion) {
             group.finish();
             if let Some(stats) = stats {
                 println!(
-                    "  medians of {} rounds: raw {:.0} MB/s, glommio {:.0} MB/s, log {:.0} MB/s: {:.2} of raw, {:.2} of glommio \
+                    "  medians of {} rounds: raw {:.0} MB/s, disk {:.0} MB/s, log {:.0} MB/s: {:.2} of raw, {:.2} of disk \
                      in the same round; bytes written / txn bytes {:.3}; {} rolls, {} of them unprepared",
                     rounds.len(),
                     median(&rounds, |[raw, _, _]| raw),
-                    median(&rounds, |[_, glommio, _]| glommio),
+                    median(&rounds, |[_, disk, _]| disk),
                     median(&rounds, |[_, _, log]| log),
                     median(&rounds, |[raw, _, log]| log / raw),
-                    median(&rounds, |[_, glommio, log]| log / glommio),
+                    median(&rounds, |[_, disk, log]| log / disk),
                     stats.write_amplification().unwrap_or(0.0),
                     stats.rolls,
                     stats.rolls_unprepared,

@@ -8,22 +8,68 @@
 )]
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
+use glommio::io::OpenOptions;
+use glommio::{LocalExecutorBuilder, allocate_dma_buffer};
 use ringkeeper_benches::floor::{RawFile, RawWay, next_offset, zero_fill};
 use ringkeeper_benches::latency::Latencies;
-use ringkeeper_benches::{directory, environment};
+use ringkeeper_benches::{directory, environment, executor};
 use ringkeeper_storage::{AlignedBuffer, Disk, DiskBuffer, DmaDisk, DurableVariant, probe};
-use ringkeeper_transport::{ExecutorSpec, run_executor};
+use ringkeeper_transport::run_executor;
 
 /// Writes before each measurement that are not counted.
 const WARM_UP: u64 = 16;
 /// Bytes of a write: the smallest that the log makes, up to more than its largest batch.
 const SIZES: [usize; 5] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
 
-/// Durable writes through glommio on an executor as the server's.
+/// So many durable writes to a file, of so many bytes each.
+type Way = fn(&Path, DurableVariant, usize, u64) -> (Duration, Latencies);
+
+/// What `count` writes took by themselves, the first few not counted.
+async fn timed<F: Future>(
+    count: u64,
+    len: usize,
+    write: impl Fn(u64) -> F,
+) -> (Duration, Latencies) {
+    let mut latencies = Latencies::new();
+    let (mut at, mut took) = (0, Duration::ZERO);
+    for number in 0..WARM_UP + count {
+        let started = Instant::now();
+        write(at).await;
+        let latency = started.elapsed();
+        at = next_offset(at, len);
+        if number >= WARM_UP {
+            latencies.record(latency);
+            took += latency;
+        }
+    }
+    (took, latencies)
+}
+
+/// Durable writes by the log's disk.
+fn by_disk(path: &Path, variant: DurableVariant, len: usize, count: u64) -> (Duration, Latencies) {
+    let path = path.to_owned();
+    let main = async move {
+        let disk = DmaDisk::new().expect("the executor has a ring");
+        disk.set_variant(variant);
+        let file = disk.open(&path).await.expect("it was made before");
+        let mut buffer = AlignedBuffer::with_capacity(len);
+        buffer.bytes_mut().fill(b'x');
+        let write = async |at| {
+            disk.write_durable_at(&file, at, &buffer)
+                .await
+                .expect("it writes")
+        };
+        timed(count, len, write).await
+    };
+    run_executor(&executor(), main).expect("io_uring is needed")
+}
+
+/// The same through glommio's files, under the rules that keep its executor from sleeping through a completion.
 fn through_glommio(
     path: &Path,
     variant: DurableVariant,
@@ -31,31 +77,30 @@ fn through_glommio(
     count: u64,
 ) -> (Duration, Latencies) {
     let path = path.to_owned();
-    let main = async move {
-        let dir = path.parent().expect("it lies in a directory");
-        let disk = DmaDisk::start(dir).await.expect("O_DIRECT is needed");
-        disk.set_variant(variant);
-        let file = disk.open(&path).await.expect("it was made before");
-        let mut buffer = AlignedBuffer::with_capacity(len);
-        buffer.bytes_mut().fill(b'x');
-        let mut latencies = Latencies::new();
-        let (mut at, mut took) = (0, Duration::ZERO);
-        for write in 0..WARM_UP + count {
-            let started = Instant::now();
-            disk.write_durable_at(&file, at, &buffer)
-                .await
-                .expect("the disk writes");
-            let latency = started.elapsed();
-            at = next_offset(at, len);
-            if write >= WARM_UP {
-                latencies.record(latency);
-                took += latency;
+    let made = LocalExecutorBuilder::default()
+        .preempt_timer(Duration::from_secs(3600))
+        .ring_depth(4096)
+        .make();
+    made.expect("io_uring is needed").run(async move {
+        let is_synced = variant == DurableVariant::Dsync;
+        let flags = if is_synced { libc::O_DSYNC } else { 0 };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(flags);
+        let file = Rc::new(options.dma_open(&path).await.expect("it was made before"));
+        let mut buffer = allocate_dma_buffer(len);
+        buffer.as_bytes_mut().fill(b'x');
+        let buffer = Rc::new(buffer);
+        let write = async |at| {
+            let written = file.write_rc_at(Rc::clone(&buffer), at).await;
+            assert_eq!(written.expect("it writes"), len);
+            if !is_synced {
+                file.fdatasync().await.expect("it flushes");
             }
-        }
-        disk.close(file).await;
-        (took, latencies)
-    };
-    run_executor(&ExecutorSpec::new("bench", None), main).expect("io_uring is needed")
+        };
+        let outcome = timed(count, len, write).await;
+        file.close_rc().await.expect("it closes");
+        outcome
+    })
 }
 
 fn raw(path: &Path, way: RawWay, len: usize, count: u64) -> (Duration, Latencies) {
@@ -92,7 +137,7 @@ fn bench(
 }
 
 fn probed(dir: PathBuf) -> DurableVariant {
-    let report = run_executor(&ExecutorSpec::new("probe", None), async move {
+    let report = run_executor(&executor(), async move {
         probe(&dir).await.expect("the disk can be measured").1
     });
     let report = report.expect("io_uring is needed");
@@ -116,11 +161,12 @@ fn durable_writes(criterion: &mut Criterion) {
         }
         for variant in [DurableVariant::Dsync, DurableVariant::WriteThenFlush] {
             let mark = if variant == chosen { ", chosen" } else { "" };
-            let name = format!("glommio {}", variant.name());
-            let all = bench(&mut group, &name, |count| {
-                through_glommio(&path, variant, len, count)
-            });
-            rows.push((name + mark, all));
+            let ways = [("glommio", through_glommio as Way), ("disk", by_disk)];
+            for (way, write) in ways {
+                let name = format!("{way} {}", variant.name());
+                let all = bench(&mut group, &name, |count| write(&path, variant, len, count));
+                rows.push((name + mark, all));
+            }
         }
         print_rows(&rows);
     }

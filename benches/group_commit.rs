@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ringkeeper_benches::latency::Latencies;
-use ringkeeper_benches::{directory, environment};
+use ringkeeper_benches::{directory, environment, executor};
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{Dirs, DmaDisk, LogOptions, Opened, Store, TxnLog};
-use ringkeeper_transport::{ExecutorSpec, pulse, run_executor, sleep, spawn_local};
+use ringkeeper_transport::{pulse, run_executor, sleep, spawn_local};
 
 /// What a client needs from its answer to its next request: two ways over loopback.
 const TURNAROUND: Duration = Duration::from_micros(30);
@@ -105,7 +105,7 @@ fn run(
 ) -> (Duration, Latencies) {
     let dir = dir.to_owned();
     let main = async move {
-        let disk = DmaDisk::start(&dir).await.expect("O_DIRECT is needed");
+        let disk = DmaDisk::new().expect("the executor has a ring");
         let _busy = pulse::busy();
         let opened = Store::open(disk, &Dirs::single(&dir), LogOptions::default()).await;
         let Opened { store, log, .. } = opened.expect("an own directory");
@@ -140,7 +140,7 @@ fn run(
         drop((shared, store));
         (took, latencies)
     };
-    run_executor(&ExecutorSpec::new("bench", None), main).expect("io_uring is needed")
+    run_executor(&executor(), main).expect("io_uring is needed")
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]

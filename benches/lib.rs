@@ -19,6 +19,8 @@ use std::path::PathBuf;
 use bytes::{Bytes, BytesMut};
 use ringkeeper_proto::request::CreateRequest;
 use ringkeeper_proto::{Acl, AclList, OpCode, Request, Xid, Zxid};
+use ringkeeper_storage::disk_ring;
+use ringkeeper_transport::{DiskHooks, ExecutorSpec};
 use ringkeeper_tree::execute::execute;
 use ringkeeper_tree::{Context, Events, Settings, Tree};
 
@@ -34,6 +36,14 @@ pub fn is_smoke_test() -> bool {
     }
     // As criterion has it: `cargo test` gives neither.
     !is_bench
+}
+
+/// An executor as the server's: durable writes go by the disk's own ring.
+pub fn executor() -> ExecutorSpec {
+    ExecutorSpec::new("bench", None).with_disk(DiskHooks {
+        start: disk_ring::start,
+        reap: disk_ring::reap,
+    })
 }
 
 /// Where programs are built: `CARGO_TARGET_DIR`, or `target` at the root of the repository.

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ringkeeper_benches::latency::Latencies;
-use ringkeeper_benches::{directory, environment, floor};
+use ringkeeper_benches::{directory, environment, executor, floor};
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{
     Dirs, Disk, DmaDisk, DurableVariant, LogOptions, LogStats, Opened, Store, TxnLog, probe,
 };
-use ringkeeper_transport::{ExecutorSpec, run_executor, spawn_local};
+use ringkeeper_transport::{run_executor, spawn_local};
 
 const FLOOR_TIME: Duration = Duration::from_millis(200);
 
@@ -33,7 +33,7 @@ fn append(variant: DurableVariant, records: usize, len: usize, count: u64) -> Ap
     let main = {
         let dir = dir.path().to_owned();
         async move {
-            let disk = DmaDisk::start(&dir).await.expect("O_DIRECT is needed");
+            let disk = DmaDisk::new().expect("the executor has a ring");
             disk.set_variant(variant);
             let opened = Store::open(disk, &Dirs::single(&dir), LogOptions::default()).await;
             let Opened { store, mut log, .. } = opened.expect("an own directory");
@@ -59,7 +59,7 @@ fn append(variant: DurableVariant, records: usize, len: usize, count: u64) -> Ap
             }
         }
     };
-    run_executor(&ExecutorSpec::new("bench", None), main).expect("io_uring is needed")
+    run_executor(&executor(), main).expect("io_uring is needed")
 }
 
 async fn write_batch<D: Disk>(log: &mut TxnLog<D>, zxid: &mut Zxid, records: usize, len: usize) {
@@ -76,7 +76,7 @@ async fn write_batch<D: Disk>(log: &mut TxnLog<D>, zxid: &mut Zxid, records: usi
 
 fn choose(dir: &Path) -> DurableVariant {
     let dir = dir.to_owned();
-    let probed = run_executor(&ExecutorSpec::new("probe", None), async move {
+    let probed = run_executor(&executor(), async move {
         probe(&dir).await.expect("the disk can be measured").1
     });
     let report = probed.expect("io_uring is needed");

@@ -1,6 +1,6 @@
 //! The few things that the log, the manifest and the purge ask of a disk.
 //!
-//! `DmaDisk` (glommio, O_DIRECT) serves; `SimDisk` (feature `sim`) keeps pending and durable sectors
+//! `DmaDisk` (io_uring, O_DIRECT) serves; `SimDisk` (feature `sim`) keeps pending and durable sectors
 //! apart and breaks them in every way a real disk may. Both run the same log code.
 //!
 //! Invariants that every implementation keeps:

@@ -1,25 +1,20 @@
-//! [`DmaDisk`]: O_DIRECT files through glommio.
+//! [`DmaDisk`]: O_DIRECT files by the disk's ring.
 
 use std::{
     cell::Cell,
     fs, io,
     ops::Deref,
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     rc::Rc,
     time::{Duration, Instant},
 };
 
 use futures_util::future::join_all;
-use glommio::{
-    GlommioError,
-    io::{Directory, DmaFile, OpenOptions, ReadResult},
-    timer::sleep,
-};
 
 use crate::{
-    aligned::AlignedBuffer,
+    aligned::{self, AlignedBuffer},
     disk::{BLOCK_BYTES, Disk, DiskBuffer as _, Entry, Urgency},
+    disk_ring::{self, DiskRing},
 };
 
 /// Bytes per write of an urgent fill.
@@ -54,9 +49,10 @@ impl DurableVariant {
     }
 }
 
-/// A disk reached by O_DIRECT through the glommio executor that it is used on.
+/// A disk reached by O_DIRECT through the ring of the thread that it is used on.
 #[derive(Clone, Debug)]
 pub struct DmaDisk {
+    ring: Rc<DiskRing>,
     variant: Rc<Cell<DurableVariant>>,
     /// What a durable write takes longer than it would.
     handicap: Rc<Cell<Duration>>,
@@ -66,67 +62,40 @@ pub struct DmaDisk {
 /// An open O_DIRECT file.
 #[derive(Clone, Debug)]
 pub struct DmaHandle {
-    file: Rc<DmaFile>,
+    file: Rc<fs::File>,
     variant: DurableVariant,
 }
 
 /// Bytes read from a file.
 #[derive(Debug)]
-pub struct DmaRead(ReadResult);
+pub struct DmaRead(AlignedBuffer);
 
 impl Deref for DmaRead {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        self.0.bytes()
     }
 }
 
 impl DmaDisk {
-    /// A disk for files in `dir`, with the `O_DSYNC` variant until [`DmaDisk::set_variant`].
+    /// A disk on the current thread, with the `O_DSYNC` variant until [`DmaDisk::set_variant`].
     ///
-    /// Must run before any other file of the same device is opened on this executor: glommio probes with
-    /// its first file whether reads can be polled, and a file without written blocks misleads it for good.
-    /// So this writes one block to a scratch file and opens that first.
-    pub async fn start(dir: &Path) -> io::Result<Self> {
-        // Always the same name, so that starts that are killed leave one file at most.
-        let scratch = dir.join(".polling-probe");
-        let result = Self::probe_polling(&scratch).await;
-        let removed = fs::remove_file(&scratch);
-        result?;
-        // Another server that is being started in this directory may have been quicker; the lock will tell.
-        removed.or_else(|error| match error.kind() {
-            io::ErrorKind::NotFound => Ok(()),
-            _ => Err(error),
+    /// # Errors
+    /// When the thread has no ring, see [`disk_ring::start`].
+    pub fn new() -> io::Result<Self> {
+        let ring = disk_ring::current().ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this thread has no ring for a disk: its executor was made without one",
+            )
         })?;
         Ok(Self {
+            ring,
             variant: Rc::default(),
             handicap: Rc::default(),
             started: Instant::now(),
         })
-    }
-
-    async fn probe_polling(scratch: &Path) -> io::Result<()> {
-        // Without glommio, which reports a refused O_DIRECT with the path lost. And not flushed: a block written past the
-        // page cache is in the file at once, and a flush waits behind whatever else is written to the device.
-        let mut block = AlignedBuffer::with_capacity(BLOCK_BYTES);
-        block.bytes_mut().fill(0xA5);
-        fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .custom_flags(libc::O_DIRECT)
-            .open(scratch)?
-            .write_all_at(block.bytes(), 0)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .dma_open(scratch)
-            .await
-            .map_err(system)?;
-        let read = file.read_at_aligned(0, BLOCK_BYTES).await.map_err(system);
-        file.close().await.map_err(system)?;
-        read.map(drop)
     }
 
     /// Chooses the durable-write variant for files opened from now on.
@@ -144,25 +113,30 @@ impl DmaDisk {
         self.handicap.set(handicap);
     }
 
-    async fn handicap(&self) {
+    async fn handicap(&self) -> io::Result<()> {
         let handicap = self.handicap.get();
-        if !handicap.is_zero() {
-            sleep(handicap).await;
+        match handicap.is_zero() {
+            true => Ok(()),
+            false => self.ring.sleep(handicap).await,
         }
     }
 
-    async fn open_as(&self, path: &Path, variant: DurableVariant) -> io::Result<DmaHandle> {
-        let flags = match variant {
-            DurableVariant::Dsync => libc::O_DSYNC,
-            DurableVariant::WriteThenFlush => 0,
-        };
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(flags);
-        let file = options.dma_open(path).await.map_err(system)?;
-        Ok(DmaHandle {
-            file: Rc::new(file),
-            variant,
-        })
+    /// Writes `buffer`, all of it or it is an error, with what the file's flags say of durability.
+    async fn write(
+        &self,
+        file: &Rc<fs::File>,
+        offset: u64,
+        buffer: &AlignedBuffer,
+    ) -> io::Result<()> {
+        let len = buffer.bytes().len();
+        let written = self.ring.write(file, buffer.share(), len, offset).await?;
+        if written == len {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::WriteZero,
+            format!("{written} of {len} bytes written"),
+        ))
     }
 }
 
@@ -173,7 +147,13 @@ impl Disk for DmaDisk {
     type Lock = fs::File;
 
     async fn open(&self, path: &Path) -> io::Result<DmaHandle> {
-        self.open_as(path, self.variant.get()).await
+        let variant = self.variant.get();
+        let flags = match variant {
+            DurableVariant::Dsync => libc::O_DSYNC,
+            DurableVariant::WriteThenFlush => 0,
+        };
+        let file = self.ring.open(path, flags, 0).await?;
+        Ok(DmaHandle { file, variant })
     }
 
     async fn create_zeroed(
@@ -182,30 +162,32 @@ impl Disk for DmaDisk {
         bytes: u64,
         urgency: impl Fn(u64) -> Urgency,
     ) -> io::Result<DmaHandle> {
-        let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o640);
-        let file = options.dma_open(path).await.map_err(system)?;
-        let filled = fill(&file, bytes, urgency).await;
-        file.close().await.map_err(system)?;
+        let flags = libc::O_CREAT | libc::O_TRUNC;
+        let file = self.ring.open(path, flags, 0o640).await?;
+        let filled = self.fill(&file, bytes, urgency).await;
+        self.ring.close(file).await;
         filled?;
         self.open(path).await
     }
 
     async fn size(&self, file: &DmaHandle) -> io::Result<u64> {
-        file.file.file_size().await.map_err(system)
+        Ok(file.file.metadata()?.len())
     }
 
     async fn read_at(&self, file: &DmaHandle, offset: u64, len: usize) -> io::Result<DmaRead> {
-        file.file
-            .read_at_aligned(offset, len)
-            .await
-            .map(DmaRead)
-            .map_err(system)
+        let mut memory = aligned::allocate(len);
+        let mut filled = 0;
+        while filled < len {
+            let first = filled / BLOCK_BYTES;
+            let from = offset + filled as u64;
+            let count = self.ring.read(&file.file, &mut memory, first, from).await?;
+            filled += count;
+            // Where it is not whole blocks that were read, the file ends.
+            if count == 0 || !count.is_multiple_of(BLOCK_BYTES) {
+                break;
+            }
+        }
+        Ok(DmaRead(AlignedBuffer::new(memory, filled.min(len))))
     }
 
     async fn write_durable_at(
@@ -214,41 +196,29 @@ impl Disk for DmaDisk {
         offset: u64,
         buffer: &AlignedBuffer,
     ) -> io::Result<()> {
-        let len = buffer.bytes().len();
-        let written = file
-            .file
-            .write_rc_at(buffer.share(), offset)
-            .await
-            .map_err(system)?;
-        if written != len {
-            return Err(io::Error::new(
-                io::ErrorKind::WriteZero,
-                format!("{written} of {len} bytes written"),
-            ));
-        }
-        self.handicap().await;
+        self.write(&file.file, offset, buffer).await?;
+        self.handicap().await?;
         match file.variant {
             DurableVariant::Dsync => Ok(()),
-            DurableVariant::WriteThenFlush => file.file.fdatasync().await.map_err(system),
+            DurableVariant::WriteThenFlush => self.ring.flush(&file.file).await,
         }
     }
 
     async fn flush(&self, file: &DmaHandle) -> io::Result<()> {
-        self.handicap().await;
-        file.file.fdatasync().await.map_err(system)
+        self.handicap().await?;
+        self.ring.flush(&file.file).await
     }
 
     async fn close(&self, file: DmaHandle) {
-        // A close reports nothing that a durable write has not; the descriptor is gone either way.
-        drop(file.file.close_rc().await);
+        self.ring.close(file.file).await;
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        glommio::io::rename(from, to).await.map_err(system)
+        self.ring.rename(from, to).await
     }
 
     async fn remove(&self, path: &Path) -> io::Result<()> {
-        glommio::io::remove(path).await.map_err(system)
+        self.ring.remove(path).await
     }
 
     async fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
@@ -286,12 +256,7 @@ impl Disk for DmaDisk {
     }
 
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        // glommio opens directories relative to descriptor -1, which only an absolute path gets past.
-        let dir = std::path::absolute(dir)?;
-        let directory = Directory::open(dir).await.map_err(system)?;
-        let synced = directory.sync().await.map_err(system);
-        directory.close().await.map_err(system)?;
-        synced
+        self.ring.sync_dir(dir).await
     }
 
     fn available(&self, dir: &Path) -> io::Result<u64> {
@@ -314,7 +279,9 @@ impl Disk for DmaDisk {
     }
 
     async fn sleep(&self, duration: Duration) {
-        sleep(duration).await;
+        if let Err(error) = self.ring.sleep(duration).await {
+            tracing::warn!(%error, "wait by the disk's ring");
+        }
     }
 
     fn now(&self) -> Duration {
@@ -328,60 +295,56 @@ impl Disk for DmaDisk {
     }
 }
 
-/// Writes zeros over the first `bytes` bytes and flushes: afterwards no write changes an extent, which
-/// `fallocate` alone does not give (the first write into an unwritten extent commits metadata).
-///
-/// The place is reserved first: writes that grow a file go one after the other, whatever their number. And when somebody
-/// waits, what is reserved is enough: slower to write than what is filled, and much sooner there.
-async fn fill(file: &DmaFile, bytes: u64, urgency: impl Fn(u64) -> Urgency) -> io::Result<()> {
-    let is_reserved = reserve(file, bytes).await?;
-    let mut buffer = AlignedBuffer::with_capacity(FILL_BYTES);
-    let mut offset = 0;
-    while offset < bytes {
-        let started = Instant::now();
-        let urgency = urgency(offset);
-        if urgency == Urgency::Waiting && is_reserved {
-            break;
-        }
-        let (most, depth) = match urgency {
-            Urgency::Gentle => (FILL_BYTES_GENTLE, 1),
-            Urgency::Soon | Urgency::Waiting => (FILL_BYTES, FILL_DEPTH),
+impl DmaDisk {
+    /// Writes zeros over the first `bytes` bytes and flushes: afterwards no write changes an extent, which
+    /// `fallocate` alone does not give (the first write into an unwritten extent commits metadata).
+    ///
+    /// The place is reserved first: writes that grow a file go one after the other, whatever their number. And when
+    /// somebody waits, what is reserved is enough: slower to write than what is filled, and much sooner there.
+    async fn fill(
+        &self,
+        file: &Rc<fs::File>,
+        bytes: u64,
+        urgency: impl Fn(u64) -> Urgency,
+    ) -> io::Result<()> {
+        let is_reserved = match self.ring.reserve(file, bytes).await {
+            Ok(()) => true,
+            // The file system cannot.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => false,
+            Err(error) => return Err(error),
         };
-        let len = usize::try_from(bytes - offset).unwrap_or(most).min(most);
-        buffer.set_len(len);
-        let places = (0..depth).map(|number| offset + number * len as u64);
-        let writes = places
-            .filter(|at| at + len as u64 <= bytes)
-            .map(|at| file.write_rc_at(buffer.share(), at));
-        for written in join_all(writes).await {
-            if written.map_err(system)? != len {
-                return Err(io::Error::new(
-                    io::ErrorKind::StorageFull,
-                    "no space left to fill the file",
-                ));
+        let mut buffer = AlignedBuffer::with_capacity(FILL_BYTES);
+        let mut offset = 0;
+        while offset < bytes {
+            let started = Instant::now();
+            let urgency = urgency(offset);
+            if urgency == Urgency::Waiting && is_reserved {
+                break;
             }
-            offset += len as u64;
+            let (most, depth) = match urgency {
+                Urgency::Gentle => (FILL_BYTES_GENTLE, 1),
+                Urgency::Soon | Urgency::Waiting => (FILL_BYTES, FILL_DEPTH),
+            };
+            let len = usize::try_from(bytes - offset).unwrap_or(most).min(most);
+            buffer.set_len(len);
+            let places = (0..depth).map(|number| offset + number * len as u64);
+            let writes = places
+                .filter(|at| at + len as u64 <= bytes)
+                .map(|at| self.write(file, at, &buffer));
+            for written in join_all(writes).await {
+                written.map_err(|error| match error.kind() {
+                    // So a full disk ends a write that has begun.
+                    io::ErrorKind::WriteZero => {
+                        io::Error::new(io::ErrorKind::StorageFull, "no space left to fill the file")
+                    }
+                    _ => error,
+                })?;
+                offset += len as u64;
+            }
+            if urgency == Urgency::Gentle {
+                self.sleep(started.elapsed() * FILL_REST).await;
+            }
         }
-        if urgency == Urgency::Gentle {
-            sleep(started.elapsed() * FILL_REST).await;
-        }
-    }
-    file.fdatasync().await.map_err(system)
-}
-
-/// Reserves the file's place; false where the file system cannot.
-async fn reserve(file: &DmaFile, bytes: u64) -> io::Result<bool> {
-    match file.pre_allocate(bytes, false).await.map_err(system) {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// The system's error without glommio's wrapping, so that its code stays readable.
-fn system(error: GlommioError<()>) -> io::Error {
-    match error {
-        GlommioError::EnhancedIoError { source, .. } | GlommioError::IoError(source) => source,
-        other => other.into(),
+        self.ring.flush(file).await
     }
 }

@@ -15,6 +15,7 @@ mod aligned;
 mod batch;
 mod blocking_disk;
 mod disk;
+pub mod disk_ring;
 mod dma_disk;
 mod error;
 mod holdings;

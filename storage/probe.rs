@@ -68,14 +68,12 @@ impl fmt::Display for ProbeReport {
 
 /// Starts a disk for files in `dir` (made if missing) and chooses its durable-write variant ([`choose_variant`]).
 ///
-/// To be called on the executor that will use the disk, before it opens any other file of that device.
+/// To be called on the executor that will use the disk.
 pub async fn probe(dir: &Path) -> Result<(DmaDisk, ProbeReport), OpenError> {
     let failed = |operation| move |error| StorageError::io(operation, dir, None, error);
     std::fs::create_dir_all(dir).map_err(failed("make directory"))?;
     check_direct_io(dir)?;
-    let disk = DmaDisk::start(dir)
-        .await
-        .map_err(failed("open an O_DIRECT file"))?;
+    let disk = DmaDisk::new().map_err(failed("start a disk"))?;
     let report = choose_variant(&disk, dir).await?;
     Ok((disk, report))
 }

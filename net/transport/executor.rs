@@ -1,13 +1,12 @@
-//! Executors: one pinned thread each, with its io_uring rings, its timers and its pulse.
+//! Executors: one pinned thread each, with its loop (`run_loop`), its timers and its pulse.
 //!
-//! glommio 0.9 can park an executor that still has runnable tasks, when a completion reaches its
-//! latency ring before anything ran. Four rules make that rare and harmless, and this module is
-//! where they are kept:
-//! - a preempt timer so long that it never fires (so `need_preempt` stays false, and **nothing
-//!   interrupts a task**: work per poll must be bounded, see [`reactor_turn`]);
-//! - no task queue with a latency requirement: every task runs in the default queue;
-//! - rings of at least [`RING_DEPTH_MIN`] entries, so that the throughput timer stays silent;
-//! - a [`pulse`] on every executor, since a pending timer always wakes the reactor.
+//! glommio makes the thread, places and joins it, and runs one task on it, which holds the loop. Its reactor is never
+//! entered: glommio 0.9 can park an executor whose task could run, when a completion reaches its latency ring before
+//! anything ran. So nothing on an executor may wait for what completes on glommio's rings.
+//!
+//! **Nothing interrupts a task**: work per poll must be bounded, see [`reactor_turn`].
+//!
+//! A [`pulse`] on every executor counts whether any was late.
 
 use std::future::{Future, poll_fn};
 use std::os::fd::OwnedFd;
@@ -18,24 +17,19 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use std::{fmt, io, thread};
 
-use glommio::timer::Timer;
-use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
+use glommio::{LocalExecutorBuilder, Placement};
 
 use crate::pulse::{self, PulseSpec};
-use crate::readiness;
+use crate::run_loop::{self, Descriptors, Sleep};
 
-/// The least ring depth: the throughput timer fires after this many completions between two turns
-/// of the reactor, and is one of the things that trigger the flaw.
-pub const RING_DEPTH_MIN: usize = 4096;
+/// Entries of each of glommio's rings, which stay empty.
+const GLOMMIO_RING_DEPTH: usize = 16;
 
-/// io_uring refuses deeper submission rings.
-pub const RING_DEPTH_MAX: usize = 32768;
+/// Bytes that glommio registers for its own I/O, of which there is none: the least that it takes.
+const GLOMMIO_IO_MEMORY_BYTES: usize = 64 * 1024;
 
 /// What glommio requires as `RLIMIT_MEMLOCK` for each executor, in bytes.
 pub const MEMLOCK_BYTES_PER_EXECUTOR: u64 = 512 * 1024;
-
-/// How long glommio's preempt timer is: so long that it never fires within a turn.
-const PREEMPT_TIMER: Duration = Duration::from_secs(3600);
 
 /// Where and how an executor runs.
 #[derive(Clone, Debug)]
@@ -44,14 +38,19 @@ pub struct ExecutorSpec {
     pub name: String,
     /// The CPU to pin the thread to; `None` leaves it to the scheduler.
     pub cpu: Option<usize>,
-    /// Entries of each submission ring, raised to [`RING_DEPTH_MIN`] and lowered to
-    /// [`RING_DEPTH_MAX`] where it lies outside.
-    pub ring_depth: usize,
-    /// Bytes registered with the kernel for direct I/O. glommio rounds up to 64 KiB; more must fit
-    /// under `RLIMIT_MEMLOCK` three times.
-    pub io_memory_bytes: usize,
     /// The pulse's periods.
     pub pulse: PulseSpec,
+    /// The disk that is used on it.
+    pub disk: Option<DiskHooks>,
+}
+
+/// What an executor does for the disk that is used on it.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskHooks {
+    /// Makes the thread's ring, and returns its descriptor.
+    pub start: fn() -> io::Result<OwnedFd>,
+    /// Called whenever that can be read, and at other times.
+    pub reap: fn(),
 }
 
 impl ExecutorSpec {
@@ -60,10 +59,16 @@ impl ExecutorSpec {
         Self {
             name: name.into(),
             cpu,
-            ring_depth: RING_DEPTH_MIN,
-            io_memory_bytes: 64 * 1024,
             pulse: PulseSpec::default(),
+            disk: None,
         }
+    }
+
+    /// The same, on which a disk is used.
+    #[must_use]
+    pub fn with_disk(mut self, disk: DiskHooks) -> Self {
+        self.disk = Some(disk);
+        self
     }
 
     fn builder(&self) -> LocalExecutorBuilder {
@@ -73,12 +78,8 @@ impl ExecutorSpec {
         };
         LocalExecutorBuilder::new(placement)
             .name(&self.name)
-            .preempt_timer(PREEMPT_TIMER)
-            .ring_depth(self.ring_depth.clamp(RING_DEPTH_MIN, RING_DEPTH_MAX))
-            .io_memory(self.io_memory_bytes)
-            // The helper thread of renames and the like would share the executor's CPU otherwise,
-            // and run ahead of it.
-            .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
+            .ring_depth(GLOMMIO_RING_DEPTH)
+            .io_memory(GLOMMIO_IO_MEMORY_BYTES)
     }
 }
 
@@ -99,19 +100,19 @@ where
     T: Send + 'static,
 {
     let (started, wait_started) = mpsc::sync_channel::<()>(1);
-    let pulse = spec.pulse;
+    let (pulse, disk) = (spec.pulse, spec.disk);
     let failed = |reason: String| ExecutorError {
         name: spec.name.clone(),
         reason,
     };
-    let epoll = readiness::descriptor().map_err(|error| failed(error.to_string()))?;
+    let descriptors = Descriptors::new().map_err(|error| failed(error.to_string()))?;
     let inner = spec
         .builder()
         .spawn(move || async move {
             // Nobody waits for it any more when the spawning thread has gone: no reason not to run.
             let _ = started.send(());
             drop(started);
-            with_pulse(pulse, epoll, main()).await
+            in_loop(pulse, descriptors, disk, main()).await
         })
         .map_err(|error| failed(error.to_string()))?;
     if wait_started.recv().is_err() {
@@ -137,23 +138,28 @@ where
         name: spec.name.clone(),
         reason,
     };
-    let epoll = readiness::descriptor().map_err(|error| failed(error.to_string()))?;
+    let descriptors = Descriptors::new().map_err(|error| failed(error.to_string()))?;
     let made = spec.builder().make();
     let executor = made.map_err(|error| failed(error.to_string()))?;
-    let pulse = spec.pulse;
-    Ok(executor.run(async move { with_pulse(pulse, epoll, main).await }))
+    let (pulse, disk) = (spec.pulse, spec.disk);
+    Ok(executor.run(in_loop(pulse, descriptors, disk, main)))
 }
 
-/// Runs `main` with the pulse and the sockets' readiness beside it.
-async fn with_pulse<F: Future>(spec: PulseSpec, epoll: OwnedFd, main: F) -> F::Output {
+/// Runs `main` in a loop of its own, with the pulse beside it. Within its first poll it comes to its end.
+#[expect(clippy::unused_async, reason = "it is what glommio runs")]
+async fn in_loop<F: Future<Output: 'static> + 'static>(
+    spec: PulseSpec,
+    descriptors: Descriptors,
+    disk: Option<DiskHooks>,
+    main: F,
+) -> F::Output {
+    let own = run_loop::start(descriptors, disk).expect("descriptors that were just made");
     let pulse = pulse::start(spec);
     let beat = spawn_local(pulse::beat(pulse.clone()));
-    let ready = spawn_local(readiness::drive(readiness::start(epoll)));
-    let output = main.await;
-    readiness::stop();
-    ready.cancel().await;
+    let output = own.run(main);
     pulse::stop(&pulse);
-    beat.cancel().await;
+    drop(beat);
+    own.stop();
     output
 }
 
@@ -208,12 +214,12 @@ impl From<ExecutorError> for io::Error {
 
 /// A task on this executor. Dropping it cancels it.
 #[must_use = "a dropped task is cancelled: await it, keep it, or detach it"]
-pub struct Task<T>(glommio::Task<T>);
+pub struct Task<T>(async_task::Task<T>);
 
 impl<T> Task<T> {
     /// Lets the task run on its own until it or its executor ends.
     pub fn detach(self) {
-        drop(self.0.detach());
+        self.0.detach();
     }
 
     /// Cancels it, and waits until its future is dropped. Returns the output if it had ended.
@@ -243,35 +249,24 @@ impl<T> fmt::Debug for Task<T> {
 /// # Panics
 /// Outside an executor.
 pub fn spawn_local<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
-    Task(glommio::spawn_local(future))
+    Task(run_loop::spawn(future))
 }
 
 /// Waits for `duration` by the current executor's timers.
 pub async fn sleep(duration: Duration) {
-    Timer::new(duration).await;
+    Sleep::new(duration).await;
 }
 
-/// Lets the reactor poll I/O once, and what was ready run before the caller goes on.
-///
-/// glommio looks at I/O only when every runnable task has run, so a loop that merely wakes itself
-/// would keep everything else out. A long piece of work calls this every few hundred microseconds.
+/// Lets the sockets be looked at, and what was ready run, before the caller goes on. A long piece of work calls this
+/// every few hundred microseconds.
 pub async fn reactor_turn() {
-    let mut wait = Duration::from_micros(1);
-    loop {
-        let mut timer = pin!(Timer::new(wait));
-        if poll_fn(|cx| Poll::Ready(timer.as_mut().poll(cx).is_pending())).await {
-            timer.await;
-            return;
-        }
-        // It was due at its first poll, so it has not been to the reactor.
-        wait *= 2;
-    }
+    Sleep::new(Duration::ZERO).await;
 }
 
 /// Awaits `future` for at most `duration`; `None` when the time is over. The future is dropped then,
 /// so it must be one that may be cancelled (a pending durable write must not).
 pub async fn timeout<F: Future>(duration: Duration, future: F) -> Option<F::Output> {
-    let mut timer = pin!(Timer::new(duration));
+    let mut timer = pin!(Sleep::new(duration));
     let mut future = pin!(future);
     poll_fn(|cx| {
         if let Poll::Ready(output) = future.as_mut().poll(cx) {

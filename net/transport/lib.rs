@@ -4,8 +4,8 @@
 //! bytes of big-endian length and a body", decides nothing, and keeps no state of the service.
 //!
 //! Invariants:
-//! - Every executor is made by [`spawn_executor`] or [`run_executor`], so that the rules which keep
-//!   glommio's scheduler harmless hold on each of them, its [`pulse`] included.
+//! - Every executor is made by [`spawn_executor`] or [`run_executor`], so that each has its loop, without which
+//!   none of the rest works, and its [`pulse`].
 //! - No allocation follows a length that a stranger sent: buffers grow as bytes arrive.
 //! - Every queue has a maximum: a [`mailbox`] its capacity, a connection its pending output, a
 //!   [`chain`] the lag that its writer reads and admission obeys.
@@ -28,6 +28,7 @@ mod chunk;
 mod idle;
 mod port_owner;
 mod readiness;
+mod run_loop;
 mod socket;
 mod thread_clock;
 mod wake;
@@ -38,8 +39,8 @@ pub use connect::{ConnectOptions, connect, connect_any};
 pub use connection::{Connection, ConnectionLimits, ReadHalf, SendError, Sent, WriteHalf};
 pub use doorbell::{Doorbell, Ringer};
 pub use executor::{
-    ExecutorError, ExecutorHandle, ExecutorSpec, Task, reactor_turn, run_executor, sleep,
-    spawn_executor, spawn_local, timeout,
+    DiskHooks, ExecutorError, ExecutorHandle, ExecutorSpec, Task, reactor_turn, run_executor,
+    sleep, spawn_executor, spawn_local, timeout,
 };
 pub use frame::{FrameDecoder, FrameError};
 pub use idle::run_when_idle;

@@ -12,8 +12,8 @@ use std::{fs, io};
 
 use crate::executor::MEMLOCK_BYTES_PER_EXECUTOR;
 
-/// The least Linux that glommio runs on.
-const KERNEL_MIN: (u32, u32) = (5, 8);
+/// The least Linux whose rings do all that the disk asks of them (renaming and removing came last).
+const KERNEL_MIN: (u32, u32) = (5, 11);
 
 /// What the server is about to use.
 #[derive(Clone, Copy, Debug)]
@@ -217,8 +217,8 @@ fn setup_ring() -> io::Result<OwnedFd> {
 /// Something that this machine does not grant. [`Self::remedy`] says what to change.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// glommio needs a newer kernel.
-    #[error("Linux {release} is too old: io_uring as used here needs 5.8")]
+    /// io_uring as used here needs a newer kernel.
+    #[error("Linux {release} is too old: io_uring as used here needs 5.11")]
     KernelTooOld {
         /// The running kernel.
         release: String,
@@ -281,7 +281,7 @@ impl ProbeError {
     pub fn remedy(&self) -> String {
         match self {
             Self::KernelTooOld { .. } | Self::IoUringMissing => {
-                "run Linux 5.8 or newer, built with CONFIG_IO_URING".into()
+                "run Linux 5.11 or newer, built with CONFIG_IO_URING".into()
             }
             Self::IoUringDisabled {
                 level: 1,
@@ -335,7 +335,8 @@ mod tests {
         assert_eq!(parse_release("4.19.0+"), Some((4, 19)));
         assert_eq!(parse_release("unknown"), None);
         assert!(parse_release("4.19.0").unwrap() < KERNEL_MIN);
-        assert!(parse_release("5.10.0").unwrap() > KERNEL_MIN);
+        assert!(parse_release("5.10.0").unwrap() < KERNEL_MIN);
+        assert!(parse_release("6.1").unwrap() > KERNEL_MIN);
     }
 
     #[test]

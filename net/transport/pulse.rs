@@ -1,5 +1,5 @@
-//! The pulse of each executor: a timer that never stops, so that an executor which parks although it
-//! has runnable tasks (see [`executor`](crate::executor)) stalls for a moment instead of for ever.
+//! The pulse of each executor: a timer that never stops, and looks whether anything stood still that could have run (see
+//! [`executor`](crate::executor)).
 //!
 //! A pulse beats every few milliseconds while there is work and rarely when there is none. *Work* is
 //! what the server says by [`busy`], and any traffic through this crate's connections, mailboxes, chains
@@ -9,14 +9,10 @@
 //!   for, and the thread sleeps in the kernel all the same, it kicks (wakes that executor's pulse).
 //!   So an idle executor, with its slow beat, is guarded by the one that waits for its answer.
 //!
-//! The timer of a beat may itself be what woke the executor just when the flaw struck: then the pulse is
-//! among the tasks left behind, and its timer is gone. So a second one, the backstop, is always set a
-//! period later; it is reached only then.
-//!
 //! A **rescue** is a beat that found work which should have run: a kick as above, or, on its own
 //! executor, a wake posted `LATE_NS` or more before the beat was due, whose task ran only when the
 //! beat did, where the time between is not explained by the kernel's books (the thread was neither on a
-//! CPU nor waiting for one) and is no longer than the two timers let a parked executor sleep (so a
+//! CPU nor waiting for one) and is no longer than two periods (so a
 //! hypervisor that withholds the CPU from a sleeping thread is mostly told apart). Rescues count in [`counters`], with the
 //! longest stall. Work that no wake of this crate announced (a task made runnable by I/O) is rescued
 //! in the same way, but not counted.
@@ -31,8 +27,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use glommio::timer::Timer;
 
+use crate::run_loop::Sleep;
 use crate::thread_clock::ThreadClock;
 use crate::wake::{WakeSlot, now_ns};
 
@@ -248,15 +244,12 @@ fn nanos(duration: Duration) -> u64 {
 /// Sleeps for `period`, or until a slow pulse is quickened.
 async fn wait(pulse: &Pulse, period: Duration) {
     let started_slow = pulse.slow.get();
-    let mut timer = pin!(Timer::new(period));
-    let mut backstop = pin!(Timer::new(period * 2));
+    let mut timer = pin!(Sleep::new(period));
     poll_fn(|cx| {
         pulse.heart.kicker.register(cx.waker());
         if started_slow && !pulse.slow.get() {
             return Poll::Ready(());
         }
-        // Set, not waited for: it stays with the reactor when the other has gone off.
-        let _ = backstop.as_mut().poll(cx);
         timer.as_mut().poll(cx).map(|_| ())
     })
     .await;

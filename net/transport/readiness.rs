@@ -1,10 +1,8 @@
-//! Which sockets of an executor can be read or written: an epoll set, which the ring watches.
+//! Which sockets of an executor can be read or written: an epoll set, in which its loop sleeps.
 //!
-//! A poll request on the ring for every wait of every connection costs more than the `recv` it leads
-//! to: an entry in each queue, and where the executor runs at that moment, an interrupt of its CPU to
-//! hand it the completion. So sockets are registered once, edge-triggered, with the executor's epoll
-//! set, and one poll request stands for all of them: when it completes, a task asks the set who is
-//! ready, wakes those, and lets the ring watch again.
+//! A poll request on a ring for every wait of every connection costs more than the `recv` it leads to: an entry in each
+//! queue, and where the executor runs at that moment, an interrupt of its CPU to hand it the completion. So sockets are
+//! registered once, edge-triggered, and the loop asks for all of them at once.
 //!
 //! Invariants:
 //! - A socket's edges are taken by [`ReadySet::dispatch`] only, between tasks and never within one; so an edge
@@ -20,15 +18,17 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use socket2::Socket;
 
-use crate::socket::readable;
-
 /// Sockets that are told in one call.
-const EVENTS_MAX: usize = 256;
+pub(crate) const EVENTS_MAX: usize = 256;
+
+/// The key of a descriptor that only wakes the loop: above all keys of places.
+const BELL: u64 = u64::MAX;
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<ReadySet>>> = const { RefCell::new(None) };
@@ -89,32 +89,26 @@ pub(crate) fn stop() {
     CURRENT.set(None);
 }
 
-/// Wakes those whose sockets are ready, until it is cancelled.
-pub(crate) async fn drive(set: Rc<ReadySet>) {
-    let mut events = Vec::with_capacity(EVENTS_MAX);
-    loop {
-        if let Err(error) = watch(&set).await {
-            // Without descriptors nothing can be accepted either; what is connected is looked at with
-            // the pulse.
-            tracing::warn!(%error, "watch the sockets' readiness");
-            crate::executor::sleep(std::time::Duration::from_millis(1)).await;
-        }
-        set.dispatch(&mut events);
-    }
-}
-
-async fn watch(set: &ReadySet) -> io::Result<()> {
-    readable(set.epoll.try_clone()?).await;
-    Ok(())
-}
-
 impl ReadySet {
-    /// Takes the edges that have come.
-    fn dispatch(&self, events: &mut Vec<epoll::Event>) {
-        let now = Timespec::default();
+    /// Has the set tell of a descriptor that only wakes the loop.
+    pub(crate) fn add_bell(&self, descriptor: &OwnedFd) -> io::Result<()> {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        let data = epoll::EventData::new_u64(BELL);
+        epoll::add(&self.epoll, descriptor, data, flags)?;
+        Ok(())
+    }
+
+    /// Takes the edges that have come, for the first of which it waits so long.
+    pub(crate) fn dispatch(&self, events: &mut Vec<epoll::Event>, wait: Duration) {
+        let mut wait = Timespec {
+            tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(wait.subsec_nanos()),
+        };
         loop {
             events.clear();
-            match epoll::wait(&self.epoll, spare_capacity(events), Some(&now)) {
+            let told = epoll::wait(&self.epoll, spare_capacity(events), Some(&wait));
+            wait = Timespec::default();
+            match told {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
                     tracing::error!(%error, "ask for the sockets' readiness");

@@ -1,20 +1,12 @@
-//! Sockets on their executor, and the one place where a descriptor is handed to glommio, which takes
-//! them only as raw numbers.
-#![expect(
-    unsafe_code,
-    reason = "glommio takes descriptors over only by FromRawFd"
-)]
+//! Sockets on their executor.
 
 use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::pin::Pin;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::AsyncRead;
-use glommio::net::TcpStream;
 use rustix::net::RecvFlags;
 use socket2::{SockRef, Socket};
 
@@ -89,20 +81,4 @@ impl AsFd for StreamSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
-}
-
-/// Waits until `fd`, a duplicate which is used up, can be read.
-///
-/// glommio has no such wait for any descriptor, but each of its streams makes a poll request on the
-/// main ring when it is made, and tries to read when that has completed.
-pub(crate) async fn readable(fd: OwnedFd) {
-    let mut stream = adopt(fd);
-    // What is not a connected socket cannot be read: that the read was tried is what was waited for.
-    let _ = poll_fn(|cx| Pin::new(&mut stream).poll_read(cx, &mut [])).await;
-}
-
-fn adopt(fd: OwnedFd) -> TcpStream {
-    let fd = fd.into_raw_fd();
-    // SAFETY: the descriptor is open, and given up by the line above: the stream is its only owner.
-    unsafe { TcpStream::from_raw_fd(fd) }
 }

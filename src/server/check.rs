@@ -18,7 +18,7 @@ use ringkeeper_transport::probe::{self, ProbeError};
 use ringkeeper_transport::{ExecutorSpec, run_executor};
 use rustix::fs::{Access, access, statvfs};
 
-use crate::{config_file, fatal, import};
+use crate::{config_file, fatal, import, threads};
 
 /// Room that a start needs beyond the log segments it reserves, in bytes.
 const FREE_BYTES_BESIDE_LOG: u64 = 256 << 20;
@@ -386,7 +386,8 @@ fn durable_writes(config: &Config, may_measure: bool) -> Vec<Finding> {
 fn measure(directory: PathBuf) -> Finding {
     let subject = "durable writes";
     let probe = async move { ringkeeper_storage::probe(&directory).await };
-    match run_executor(&ExecutorSpec::new("check", None), probe) {
+    let spec = ExecutorSpec::new("check", None).with_disk(threads::DISK);
+    match run_executor(&spec, probe) {
         Ok(Ok((_, report))) if report.volatile => Finding::new(
             Verdict::Warn,
             subject,

@@ -1,6 +1,6 @@
 //! The server: one binary that serves, checks a machine, and tells its version.
 //!
-//! Everything that names glommio's executors, clocks, signals and files comes together here; what decides is in the crates
+//! Executors, clocks, signals and files come together here; what decides is in the crates
 //! `zab`, `tree` and `config`.
 
 mod check;

@@ -40,7 +40,7 @@ use crate::shard::{Shard, ShardParts};
 use crate::shard_loop::ShardLoop;
 use crate::snapshots::Snapshots;
 use crate::tree_sender::TreeSenders;
-use crate::{control, ensemble, recovery, replica, replica_loop};
+use crate::{control, ensemble, recovery, replica, replica_loop, threads};
 
 /// Messages that a mailbox holds before its senders hold back: of the replica core, and of a shard.
 const CORE_MAILBOX: usize = 1 << 12;
@@ -159,7 +159,9 @@ impl Server {
                     socket,
                     listening: listening.clone(),
                 };
-                (ExecutorSpec::new(format!("shard-{index}"), *cpu), place)
+                let spec =
+                    ExecutorSpec::new(format!("shard-{index}"), *cpu).with_disk(threads::DISK);
+                (spec, place)
             });
         let (loaded, wait_loaded) = mpsc::channel();
         let cpus = placement.clone();

@@ -3,7 +3,8 @@
 //! A thread inherits the CPUs of the thread that starts it, and executors are pinned: one that is to
 //! run elsewhere has to say so.
 
-use ringkeeper_transport::run_when_idle;
+use ringkeeper_storage::disk_ring;
+use ringkeeper_transport::{DiskHooks, run_when_idle};
 use rustix::process::setpriority_process;
 use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 
@@ -45,3 +46,9 @@ fn set_idle(is_idle: bool) {
         tracing::warn!(%error, is_idle, "change the scheduling of a thread");
     }
 }
+
+/// What an executor does for the log's disk.
+pub(crate) const DISK: DiskHooks = DiskHooks {
+    start: disk_ring::start,
+    reap: disk_ring::reap,
+};

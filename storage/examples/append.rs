@@ -2,7 +2,7 @@
 //! -- DIR`.
 //!
 //! Writes of 4 KiB in turn: blocking `pwrite` on an O_DIRECT | O_DSYNC descriptor (the floor), the same
-//! through glommio, and a one-record append through the log. Then throughput with several batches in
+//! by the disk of the log, and a one-record append through the log. Then throughput with several batches in
 //! flight, bytes written per record byte, and the time of a restart.
 #![expect(clippy::print_stdout, reason = "a measurement for people to read")]
 
@@ -13,12 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use glommio::LocalExecutorBuilder;
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{
     AlignedBuffer, BLOCK_BYTES, Dirs, Disk as _, DiskBuffer as _, DmaDisk, LogOptions, Store,
-    TxnLog, Urgency, probe,
+    TxnLog, Urgency, disk_ring, probe,
 };
+use ringkeeper_transport::{DiskHooks, ExecutorSpec, run_executor, spawn_local};
 
 const ROUNDS: u64 = 4000;
 const FILE_BYTES: u64 = 16 << 20;
@@ -29,14 +29,11 @@ fn main() {
         .map_or_else(|| PathBuf::from("."), PathBuf::from);
     let dir = tempfile::tempdir_in(dir).expect("make a temporary directory");
     let path = dir.path().to_path_buf();
-    LocalExecutorBuilder::default()
-        .io_memory(64 << 10)
-        .preempt_timer(Duration::from_secs(3600))
-        .ring_depth(4096)
-        .spawn(move || async move { measure(&path).await })
-        .expect("start an executor")
-        .join()
-        .expect("measure");
+    let spec = ExecutorSpec::new("append", None).with_disk(DiskHooks {
+        start: disk_ring::start,
+        reap: disk_ring::reap,
+    });
+    run_executor(&spec, async move { measure(&path).await }).expect("start an executor");
 }
 
 async fn measure(dir: &Path) {
@@ -79,14 +76,14 @@ async fn one_client(disk: &DmaDisk, dir: &Path) {
             batch
                 .append(Zxid(round + 1), 150, |slot| slot.fill(3))
                 .expect("append");
-            let written = glommio::spawn_local(log.write(batch, Zxid(round)));
+            let written = spawn_local(log.write(batch, Zxid(round)));
             written.await.expect("write");
         };
         took[2].push(timed(append).await);
     }
     let names = [
         "blocking pwrite, O_DIRECT | O_DSYNC",
-        "the same by glommio",
+        "the same by the disk",
         "append of one record",
     ];
     for (name, took) in names.iter().zip(&mut took) {
@@ -101,7 +98,7 @@ async fn one_client(disk: &DmaDisk, dir: &Path) {
     }
     let median = |index: usize| took[index][took[index].len() / 2].as_secs_f64();
     println!(
-        "append / glommio {:.3}, append / floor {:.3}",
+        "append / disk {:.3}, append / floor {:.3}",
         median(2) / median(1),
         median(2) / median(0)
     );
@@ -115,7 +112,7 @@ async fn timed(work: impl Future<Output = ()>) -> Duration {
 
 async fn saturate(disk: &DmaDisk, dir: &Path, payload: usize, label: &str, in_flight: usize) {
     let (_store, mut log) = open(disk, dir, &format!("saturate-{payload}-{in_flight}")).await;
-    let maintenance = glommio::spawn_local(log.maintenance());
+    let maintenance = spawn_local(log.maintenance());
     // The first segments are made while nothing is measured, as on a server that has run for a while.
     disk.sleep(Duration::from_millis(300)).await;
     let started = Instant::now();
@@ -129,7 +126,7 @@ async fn saturate(disk: &DmaDisk, dir: &Path, payload: usize, label: &str, in_fl
                 .append(Zxid(zxid), payload, |slot| slot.fill(5))
                 .expect("append");
         }
-        running.push_back(glommio::spawn_local(log.write(batch, Zxid::ZERO)));
+        running.push_back(spawn_local(log.write(batch, Zxid::ZERO)));
         if running.len() >= in_flight {
             let oldest = running.pop_front().expect("not empty");
             oldest.await.expect("write");
@@ -157,7 +154,7 @@ async fn saturate(disk: &DmaDisk, dir: &Path, payload: usize, label: &str, in_fl
 
 async fn restart(disk: &DmaDisk, dir: &Path, how: &str) {
     let (store, mut log) = open(disk, dir, how).await;
-    let maintenance = glommio::spawn_local(log.maintenance());
+    let maintenance = spawn_local(log.maintenance());
     let mut zxid = 0;
     for _ in 0..500 {
         let mut batch = log.new_batch();

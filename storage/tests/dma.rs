@@ -9,6 +9,7 @@ use ringkeeper_proto::{Epoch, Zxid};
 use ringkeeper_storage::{
     Dirs, DmaDisk, DurableVariant, OpenError, StorageError, Store, Tail, choose_variant,
 };
+use ringkeeper_transport::spawn_local;
 
 use support::{on_executor, open, payload, read, small, temp_dir, write};
 
@@ -53,7 +54,7 @@ fn many_in_flight_finish_in_order_over_many_segments() {
     let path = dir.path().to_path_buf();
     on_executor(move || async move {
         let mut opened = open(&path, small()).await.expect("make a store");
-        glommio::spawn_local(opened.log.maintenance()).detach();
+        spawn_local(opened.log.maintenance()).detach();
         let mut zxid = 0;
         for _ in 0..40 {
             let mut tasks = Vec::new();
@@ -68,7 +69,7 @@ fn many_in_flight_finish_in_order_over_many_segments() {
                 }
                 let last = batch.last_zxid();
                 let written = opened.log.write(batch, Zxid::ZERO);
-                tasks.push((last, glommio::spawn_local(written)));
+                tasks.push((last, spawn_local(written)));
             }
             for (last, task) in tasks {
                 assert!(task.await.expect("write") >= last);
@@ -200,7 +201,7 @@ fn log_in_a_directory_of_its_own() {
     };
     on_executor(move || async move {
         for run in 1..=3_u64 {
-            let disk = DmaDisk::start(&dirs.data).await.expect("start the disk");
+            let disk = DmaDisk::new().expect("start the disk");
             let mut opened = Store::open(disk, &dirs, small())
                 .await
                 .expect("open the store");
@@ -315,7 +316,7 @@ fn the_probe_does_not_wait_for_a_busy_device() {
     let dir = temp_dir();
     let path = dir.path().to_path_buf();
     on_executor(move || async move {
-        let disk = DmaDisk::start(&path).await.expect("start the disk");
+        let disk = DmaDisk::new().expect("start the disk");
         disk.slow_down(Duration::from_millis(250));
         let report = choose_variant(&disk, &path).await.expect("probe");
         assert_eq!(report.rounds, 1, "{report}");
@@ -347,7 +348,7 @@ fn every_flipped_byte_is_survived_or_refused() {
             (3, payload(3, 300)),
         ];
         let (mut whole, mut refused) = (0, 0);
-        let disk = DmaDisk::start(&path).await.expect("start the disk");
+        let disk = DmaDisk::new().expect("start the disk");
         // Padding is zeros; a sample of it is enough here.
         for at in (0..=last).filter(|at| good[*at] != 0 || at % 64 == 0) {
             let mut bad = good.clone();

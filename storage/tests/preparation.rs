@@ -129,9 +129,7 @@ fn a_file_that_is_waited_for_is_as_good_as_a_filled_one() {
     let dir = temp_dir();
     let path = dir.path().to_path_buf();
     on_executor(move || async move {
-        let disk = ringkeeper_storage::DmaDisk::start(&path)
-            .await
-            .expect("start the disk");
+        let disk = ringkeeper_storage::DmaDisk::new().expect("start the disk");
         for (name, urgency) in [("filled", Urgency::Soon), ("reserved", Urgency::Waiting)] {
             check_file(&disk, &path.join(name), urgency).await;
         }

@@ -3,9 +3,9 @@
 
 use std::{future::Future, path::Path};
 
-use glommio::LocalExecutorBuilder;
 use ringkeeper_proto::Zxid;
-use ringkeeper_storage::{Dirs, DmaDisk, LogOptions, OpenError, Opened, Store, TxnLog};
+use ringkeeper_storage::{Dirs, DmaDisk, LogOptions, OpenError, Opened, Store, TxnLog, disk_ring};
+use ringkeeper_transport::{DiskHooks, ExecutorSpec, spawn_executor};
 
 /// Small segments, so that rolls happen soon.
 pub(crate) fn small() -> LogOptions {
@@ -18,17 +18,17 @@ pub(crate) fn small() -> LogOptions {
     }
 }
 
-/// Runs `test` on an executor of its own; a panic in it fails the calling test.
+/// Runs `test` on an executor of its own, as the server's; a panic in it fails the calling test.
 pub(crate) fn on_executor<F, T>(test: impl FnOnce() -> F + Send + 'static) -> T
 where
     F: Future<Output = T> + 'static,
     T: Send + 'static,
 {
-    LocalExecutorBuilder::default()
-        .io_memory(64 << 10)
-        .preempt_timer(std::time::Duration::from_secs(3600))
-        .ring_depth(4096)
-        .spawn(test)
+    let spec = ExecutorSpec::new("test", None).with_disk(DiskHooks {
+        start: disk_ring::start,
+        reap: disk_ring::reap,
+    });
+    spawn_executor(spec, test)
         .expect("start an executor")
         .join()
         .expect("the test ran to its end")
@@ -40,7 +40,7 @@ pub(crate) fn temp_dir() -> tempfile::TempDir {
 }
 
 pub(crate) async fn open(dir: &Path, options: LogOptions) -> Result<Opened<DmaDisk>, OpenError> {
-    let disk = DmaDisk::start(dir).await.expect("start the disk");
+    let disk = DmaDisk::new().expect("start the disk");
     Store::open(disk, &Dirs::single(dir), options).await
 }
 
