@@ -202,7 +202,7 @@ fn bandwidth(criterion: &mut Criterion) {
     let path = dir.path().join("raw");
     floor::zero_fill(&path).expect("room for the file");
     // The last is as much as a batch takes.
-    for (records, len) in [(1000, 100), (255, 1024), (1000, 1024)] {
+    for (records, len) in [(1000, 100), (112, 1024), (255, 1024), (1000, 1024)] {
         for depth in [1, 2, 4] {
             let load = Load {
                 records,

@@ -17,8 +17,12 @@ use ringkeeper_tree::Tree;
 use crate::fatal::Reason;
 use crate::{import, snapshots, threads};
 
-/// Batches of the log that may be read ahead of the thread that applies them.
-const BATCHES_AHEAD: usize = 8;
+/// Chunks of records that may be read ahead of the thread that applies them.
+const CHUNKS_AHEAD: usize = 8;
+
+/// Bytes of records that go there together: batches of a few records each are common, and each hand-over costs more than
+/// they do.
+const CHUNK_BYTES: usize = 64 << 10;
 
 /// The file in dataDir that says that an empty database is meant (`db.autocreate=false`).
 const INITIALIZE: &str = "initialize";
@@ -188,49 +192,52 @@ async fn replay<D: Disk>(
     through: Zxid,
 ) -> anyhow::Result<(Tree, Replayed)> {
     let mut reader = log.read_from(tree.zxid())?;
-    let (records, wait_records) = sync_channel::<RecordBatch>(BATCHES_AHEAD);
+    let (chunks, wait_chunks) = sync_channel::<RecordChunk>(CHUNKS_AHEAD);
     let cpus = cpus.to_vec();
     let applying = thread::Builder::new()
         .name("replay".into())
         .spawn(move || {
             threads::run_on(&cpus);
             let mut replay = Replay::new(tree, through);
-            for batch in wait_records {
-                batch.replay(&mut replay)?;
+            for chunk in wait_chunks {
+                chunk.replay(&mut replay)?;
             }
             anyhow::Ok(replay.finish()?)
         })
         .context("start the thread that replays the log")?;
+    let mut chunk = RecordChunk::default();
     while let Some(batch) = reader.next_batch().await? {
-        // Waiting holds up this executor, which has nothing else to do yet. Nobody takes the batch any
-        // more when an earlier one was bad.
-        if records.send(RecordBatch::copy(batch)).is_err() {
+        chunk.extend(batch);
+        // Waiting holds up this executor, which has nothing else to do yet. Nobody takes the chunk any more when an
+        // earlier one was bad.
+        if chunk.bytes.len() >= CHUNK_BYTES && chunks.send(std::mem::take(&mut chunk)).is_err() {
             break;
         }
     }
     reader.close().await;
-    drop(records);
+    // As above.
+    let _ = chunks.send(chunk);
+    drop(chunks);
     match applying.join() {
         Ok(replayed) => replayed,
         Err(panic) => resume_unwind(panic),
     }
 }
 
-/// The records of a batch on their way to another thread.
-struct RecordBatch {
+/// Records on their way to another thread.
+#[derive(Default)]
+struct RecordChunk {
     bytes: Vec<u8>,
     /// Each record's zxid, and where it ends.
     ends: Vec<(Zxid, usize)>,
 }
 
-impl RecordBatch {
-    fn copy(records: LiveRecords<'_>) -> Self {
-        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+impl RecordChunk {
+    fn extend(&mut self, records: LiveRecords<'_>) {
         for (zxid, record) in records {
-            bytes.extend_from_slice(record);
-            ends.push((zxid, bytes.len()));
+            self.bytes.extend_from_slice(record);
+            self.ends.push((zxid, self.bytes.len()));
         }
-        Self { bytes, ends }
     }
 
     fn replay(&self, replay: &mut Replay) -> anyhow::Result<()> {
