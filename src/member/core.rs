@@ -305,9 +305,18 @@ impl<D: Disk> Core<D> {
     }
 
     pub(crate) fn step(&mut self, zxid: Zxid, before: Option<Box<Tree>>, answer: Answer) {
+        let events_end = self.events.len();
+        // What nobody is told here is most of what there is in an ensemble, and only its events count.
+        if matches!(answer, Answer::Nobody)
+            && let Some(last) = self.steps.last_mut()
+            && matches!(last.answer, Answer::Nobody)
+        {
+            (last.zxid, last.events_end) = (zxid, events_end);
+            return;
+        }
         self.steps.push(Step {
             zxid,
-            events_end: self.events.len(),
+            events_end,
             before,
             answer,
         });
@@ -326,14 +335,7 @@ impl<D: Disk> Core<D> {
     fn seal(&mut self) {
         if self.standing.proposes() && !self.steps.is_empty() {
             self.batches += 1;
-            // The next batch is about as large as this one; growing its vectors step by step would copy them.
-            let steps = Vec::with_capacity(self.steps.len().next_power_of_two());
-            let events = Events::with_room_of(&self.events);
-            let publication = Publication {
-                tree: self.head.clone(),
-                steps: mem::replace(&mut self.steps, steps),
-                events: mem::replace(&mut self.events, events),
-            };
+            let publication = self.take_publication();
             self.sealed.push_back(Sealed {
                 through: self.head.zxid(),
                 sync: self.syncs,
@@ -652,16 +654,24 @@ impl<D: Disk> Core<D> {
             return;
         }
         self.unpublished = false;
-        let publication = Publication {
-            tree: self.head.clone(),
-            steps: mem::take(&mut self.steps),
-            events: mem::take(&mut self.events),
-        };
+        let publication = self.take_publication();
         let mut told = ShardSet::default();
         told.add_all(&publication);
         self.batches += 1;
         self.append_publication(publication);
         self.chain.ring_some(|shard| told.contains(shard));
+    }
+
+    /// The state, and what has happened since the last publication.
+    fn take_publication(&mut self) -> Publication {
+        // The next one is about as large as this one; growing its vectors step by step would copy them.
+        let steps = Vec::with_capacity(self.steps.len().next_power_of_two());
+        let events = Events::with_room_of(&self.events);
+        Publication {
+            tree: self.head.clone(),
+            steps: mem::replace(&mut self.steps, steps),
+            events: mem::replace(&mut self.events, events),
+        }
     }
 
     fn append_publication(&mut self, publication: Publication) {

@@ -57,10 +57,11 @@ impl ShardSet {
     }
 }
 
-/// One request of a batch: a transaction, or a request that was refused without one.
+/// One request of a batch: a transaction, or a request that was refused without one. Those behind one another that nobody
+/// is told are one step.
 #[derive(Debug)]
 pub struct Step {
-    /// The transaction's zxid; of a request without a transaction, the last one before it.
+    /// The (last) transaction's zxid; of a request without a transaction, the last one before it.
     pub zxid: Zxid,
     /// One past its last event in [`Publication::events`].
     pub events_end: usize,

@@ -27,6 +27,7 @@ fn main() {
     let dir = std::env::args_os()
         .nth(1)
         .map_or_else(|| PathBuf::from("."), PathBuf::from);
+    fs::create_dir_all(&dir).expect("make the directory");
     let dir = tempfile::tempdir_in(dir).expect("make a temporary directory");
     let path = dir.path().to_path_buf();
     let spec = ExecutorSpec::new("append", None).with_disk(DiskHooks {
