@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ringkeeper_proto::{Epoch, Zxid};
 use ringkeeper_storage::{
-    Dirs, DmaDisk, DurableVariant, OpenError, StorageError, Store, Tail, choose_variant,
+    Dirs, DmaDisk, DurableVariant, LogOptions, OpenError, StorageError, Store, Tail, choose_variant,
 };
 use ringkeeper_transport::spawn_local;
 
@@ -96,6 +96,37 @@ fn many_in_flight_finish_in_order_over_many_segments() {
         );
         write(&mut opened.log, zxid + 1..=zxid + 1, 10).await;
         assert_eq!(read(&opened.log, zxid).await.len(), 1);
+    });
+}
+
+#[test]
+fn segments_longer_than_what_is_read_at_a_time_are_read_whole() {
+    let dir = temp_dir();
+    let path = dir.path().to_path_buf();
+    let options = LogOptions {
+        segment_bytes: 9 << 20,
+        batch_bytes_max: 1 << 20,
+        record_bytes_max: 1 << 20,
+        ..small()
+    };
+    // From one block to more than a third of what is read at a time, so that batches lie over its ends.
+    let len_of = |zxid: u64| (zxid * 7919 * 61 % 800_000) as usize;
+    on_executor(move || async move {
+        let mut opened = open(&path, options.clone()).await.expect("make a store");
+        for zxid in 1..=60 {
+            write(&mut opened.log, zxid..=zxid, len_of(zxid)).await;
+        }
+        assert!(opened.log.stats().rolls > 1);
+        drop(opened);
+        let opened = open(&path, options).await.expect("open the store");
+        assert_eq!(opened.recovered.last_zxid, Zxid(60));
+        for after in [0, 1, 33] {
+            let records = read(&opened.log, after).await;
+            assert_eq!(records.len() as u64, 60 - after);
+            for (zxid, bytes) in records {
+                assert!(bytes == payload(zxid, len_of(zxid)), "record {zxid}");
+            }
+        }
     });
 }
 
