@@ -59,7 +59,7 @@ impl StreamSocket {
         }
     }
 
-    /// One `send` now, without the ring; an error of the kind `WouldBlock` when there is no room.
+    /// One `send` now; an error of the kind `WouldBlock` when there is no room.
     pub(crate) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         SockRef::from(self).send_with_flags(bytes, flags)
