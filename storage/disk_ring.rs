@@ -267,15 +267,22 @@ impl DiskRing {
                 };
                 match std::mem::replace(&mut operation.state, State::Ended(entry.result())) {
                     State::UnderWay(waker) => wakers.extend(waker),
-                    State::Abandoned => _ = under_way.try_remove(key),
+                    State::Abandoned => {
+                        under_way.try_remove(key);
+                        wakers.append(&mut self.waiting.borrow_mut());
+                    }
                     State::Ended(_) => {}
                 }
             }
-            if under_way.len() < DEPTH as usize {
-                wakers.append(&mut self.waiting.borrow_mut());
-            }
         }
         wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Forgets an operation whose end was told: there is room for another.
+    fn forget(&self, key: usize) {
+        self.under_way.borrow_mut().remove(key);
+        let waiting = self.waiting.take();
+        waiting.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -328,8 +335,8 @@ impl Future for Ending {
         match &mut under_way[key].state {
             State::Ended(result) => {
                 let result = *result;
-                under_way.remove(key);
                 drop(under_way);
+                self.ring.forget(key);
                 self.key = None;
                 Poll::Ready(
                     usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result)),
@@ -348,7 +355,10 @@ impl Drop for Ending {
         let Some(key) = self.key else { return };
         let mut under_way = self.ring.under_way.borrow_mut();
         match &mut under_way[key].state {
-            State::Ended(_) => _ = under_way.remove(key),
+            State::Ended(_) => {
+                drop(under_way);
+                self.ring.forget(key);
+            }
             state => *state = State::Abandoned,
         }
     }
@@ -358,6 +368,7 @@ impl Drop for Ending {
 mod tests {
     use std::fs;
     use std::path::PathBuf;
+    use std::time::Instant;
 
     use ringkeeper_transport::{DiskHooks, ExecutorSpec, run_executor, sleep, spawn_local};
     use zerocopy::IntoBytes as _;
@@ -482,6 +493,38 @@ mod tests {
             }
             assert!(is_idle(&ring));
         });
+    }
+
+    #[test]
+    fn room_is_told_when_all_have_ended_at_once() {
+        // A wait that nobody ends lasts as long as the loop sleeps, a second: it takes many to see that.
+        const ROUNDS: usize = 25;
+        let hooks = DiskHooks { start, reap };
+        let mut spec = ExecutorSpec::new("t", None).with_disk(hooks);
+        spec.pulse.busy = Duration::from_secs(3600);
+        spec.pulse.idle = spec.pulse.busy;
+        let started = Instant::now();
+        let main = async {
+            let ring = current().unwrap();
+            let wait = || {
+                let ring = Rc::clone(&ring);
+                spawn_local(async move { ring.sleep(Duration::from_millis(1)).await.unwrap() })
+            };
+            for _ in 0..ROUNDS {
+                let tasks: Vec<_> = (0..=DEPTH).map(|_| wait()).collect();
+                // Nothing is reaped meanwhile.
+                std::thread::sleep(Duration::from_millis(20));
+                for task in tasks {
+                    task.await;
+                }
+            }
+            assert!(is_idle(&ring));
+        };
+        run_executor(&spec, main).unwrap();
+        assert!(
+            started.elapsed() < Duration::from_secs(20),
+            "it was slept through"
+        );
     }
 
     #[test]
