@@ -2,7 +2,8 @@
 //! same data; and how long a start takes until it serves.
 //!
 //! The server is `target/release/ringkeeper` (`cargo build --release`), or what `RINGKEEPER_BIN` names.
-//! `RINGKEEPER_BENCH_ZNODES` says how many znodes of 100 bytes there are (1,000,000). Data lies below
+//! `RINGKEEPER_BENCH_ZNODES` says how many znodes of 100 bytes there are (1,000,000), `RINGKEEPER_BENCH_ROUNDS` how many
+//! rounds (3). Data lies below
 //! `target`; `RINGKEEPER_BENCH_DIR` names another place. Not by criterion: what counts is the tail, and rounds with and
 //! without take turns.
 #![expect(
@@ -52,12 +53,15 @@ fn sets(server: &Server, znodes: usize, time: Duration) -> Latencies {
 }
 
 fn main() {
-    let told = env::var("RINGKEEPER_BENCH_ZNODES").ok();
-    let told = told.and_then(|told| told.parse().ok());
+    let told = |name: &str| env::var(name).ok().and_then(|told| told.parse().ok());
     let (znodes, rounds, time) = if is_smoke_test() {
         (1000, 1, Duration::from_millis(300))
     } else {
-        (told.unwrap_or(1_000_000), ROUNDS, Duration::from_secs(8))
+        (
+            told("RINGKEEPER_BENCH_ZNODES").unwrap_or(1_000_000),
+            told("RINGKEEPER_BENCH_ROUNDS").unwrap_or(ROUNDS),
+            Duration::from_secs(12),
+        )
     };
     let dir = directory();
     environment::print(Some(dir.path()));

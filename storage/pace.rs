@@ -12,6 +12,10 @@ use std::{
 /// A log that was not written for that long leaves the disk to the snapshot.
 const QUIET: Duration = Duration::from_millis(100);
 
+/// The least rest after each spending while the limit holds. Between two turns of the snapshot's thread the CPU is free for
+/// the kernel's threads that carry the log's writes: the lowest priority does not make way for those of another group.
+const REST: Duration = Duration::from_micros(50);
+
 /// How much of the log was written, for whoever writes a snapshot on another thread. Clones are the same.
 #[derive(Clone, Debug, Default)]
 pub struct LogActivity(Arc<AtomicU64>);
@@ -70,7 +74,7 @@ impl Pace {
         self.bytes_per_second.is_some()
     }
 
-    /// So many bytes were written or read: sleeps when that was ahead of the rate.
+    /// So many bytes were made, written or read: sleeps until the rate allows more, and for [`REST`] in any case.
     pub(crate) fn spend(&mut self, bytes: usize) {
         let pause = self.pause_after(bytes, Instant::now());
         if !pause.is_zero() {
@@ -88,8 +92,9 @@ impl Pace {
             return Duration::ZERO;
         }
         self.spent += bytes as u64;
-        let due = Duration::from_millis(self.spent.saturating_mul(1000) / rate);
-        due.saturating_sub(now.saturating_duration_since(self.started))
+        let due = Duration::from_micros(self.spent.saturating_mul(1_000_000) / rate);
+        let early = due.saturating_sub(now.saturating_duration_since(self.started));
+        early.max(REST)
     }
 }
 
@@ -120,7 +125,7 @@ mod tests {
         assert_eq!(pace.pause_after(MIB, start), ms(100));
         // A pause that was too long is made up for.
         assert_eq!(pace.pause_after(MIB, start + ms(150)), ms(50));
-        assert_eq!(pace.pause_after(MIB, start + ms(400)), ms(0));
+        assert_eq!(pace.pause_after(MIB, start + ms(400)), REST);
         for none in [None, Some(0)] {
             let mut pace = Pace::new(none);
             assert_eq!(pace.pause_after(1000 * MIB, start), ms(0));

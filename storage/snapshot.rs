@@ -258,7 +258,9 @@ impl<F: SnapshotFiles> SnapshotWriter<F> {
             checksum: U32::new(crc32c::crc32c(stored)),
             encoding: U32::new(encoding),
         });
-        self.put(stored)
+        self.put(stored)?;
+        self.pace.spend(stored.len());
+        Ok(())
     }
 
     /// Ends the snapshot: makes it durable, gives it its name, reads it back and checks it.
@@ -329,7 +331,6 @@ impl<F: SnapshotFiles> SnapshotWriter<F> {
             .write_all(&self.buffer)
             .map_err(|error| StorageError::io("write snapshot", &self.temporary, None, error))?;
         self.count(started);
-        self.pace.spend(self.buffer.len());
         self.buffer.clear();
         Ok(())
     }

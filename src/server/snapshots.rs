@@ -23,10 +23,10 @@ use crate::messages::CoreMessage;
 use crate::threads;
 
 /// Decoded chunks that may wait for their turn, per loading thread.
-const CHUNKS_AHEAD: usize = 4;
+const CHUNKS_AHEAD: usize = 64;
 
 /// Chunks that are on their way from the disk while one is decoded, per loading thread.
-const READ_AHEAD: usize = 8;
+const READ_AHEAD: usize = 128;
 
 /// How often the core's executor is looked at while a snapshot is under way.
 const PROBE_PAUSE: Duration = Duration::from_millis(1);
@@ -34,6 +34,10 @@ const PROBE_PAUSE: Duration = Duration::from_millis(1);
 /// A snapshot that is slower than this after a second gets a share of its CPU, whoever else wants it.
 const BYTES_PER_SECOND_MIN: u64 = 16 << 20;
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// After so many znodes of an old tree that were let go, some 100 us, the snapshot thread rests, as between two chunks.
+const FREED_PER_TURN: usize = 1000;
+const REST: Duration = Duration::from_micros(50);
 
 /// Snapshots that take longer than this are counted as this: a day in microseconds.
 const TIME_MAX_US: u64 = 86_400_000_000;
@@ -236,7 +240,14 @@ impl Writing {
                 Job::Keep(_) => CoreMessage::SnapshotKept(written),
             };
             // The tree's own blocks are freed here and not on the core.
-            drop(job);
+            let (Job::Take(tree, _) | Job::Keep(tree)) = job;
+            let mut freed = 0;
+            tree.drop_in_turns(&mut || {
+                freed += 1;
+                if freed % FREED_PER_TURN == 0 {
+                    thread::sleep(REST);
+                }
+            });
             while let Err(MailboxError::Full(back)) = core.send(message) {
                 message = back;
                 thread::yield_now();
@@ -259,10 +270,12 @@ impl Writing {
             .beside(&self.log)
             .timed_by(&self.flush_times);
         let started = Instant::now();
+        let mut is_late = false;
         let mut watch = |bytes: u64| {
             // The log grows until the snapshot is there: on a busy machine it must not starve.
             let due = PATIENCE + Duration::from_millis(bytes * 1000 / BYTES_PER_SECOND_MIN);
-            if started.elapsed() > due {
+            if !is_late && started.elapsed() > due {
+                is_late = true;
                 threads::step_forward();
             }
         };
@@ -353,8 +366,8 @@ mod tests {
     /// A tree of some twelve chunks, written into `dir`.
     fn snapshot(dir: &Path) -> (Tree, SnapshotInfo) {
         let mut tree = Tree::new();
-        let data: Vec<u8> = (0..251).cycle().take(10_000).collect();
-        for n in 0..12 * CHUNK_LEN as u64 / 10_000 {
+        let data: Vec<u8> = (0..251).cycle().take(500).collect();
+        for n in 0..12 * CHUNK_LEN as u64 / 500 {
             let txn = Txn::Create {
                 path: format!("/n{n:06}").into(),
                 data: data.get(usize::try_from(n % 97).unwrap()..),

@@ -545,24 +545,39 @@ impl Extra {
 }
 
 impl Drop for Extra {
-    /// Drops everything below with a list instead of recursion: a path can have half a million parts.
     fn drop(&mut self) {
-        if self.children.is_empty() {
-            return;
+        if !self.children.is_empty() {
+            drop_children(mem::take(&mut self.children), &mut || ());
         }
-        let mut pending = vec![mem::take(&mut self.children)];
-        while let Some(children) = pending.pop() {
-            children.drop_own(&mut |mut child: Child| {
-                // When two threads drop the last two references at once, both may see the other's: then
-                // one of them comes back here, once for each such meeting, not once for each level.
-                if let Some(node) = Arc::get_mut(&mut child.node)
-                    && let Some(extra) = &mut node.header.extra
-                    && !extra.children.is_empty()
-                {
-                    pending.push(mem::take(&mut extra.children));
-                }
-            });
-        }
+    }
+}
+
+/// Drops everything below `node` that no other tree has, see [`drop_children`].
+pub(crate) fn drop_below(node: &mut NodeArc, each: &mut dyn FnMut()) {
+    if let Some(node) = Arc::get_mut(node)
+        && let Some(extra) = &mut node.header.extra
+    {
+        drop_children(mem::take(&mut extra.children), each);
+    }
+}
+
+/// Drops children and everything below them with a list instead of recursion: a path can have half a million parts. `each`
+/// is called after every child that is let go.
+fn drop_children(children: Map<Child>, each: &mut dyn FnMut()) {
+    let mut pending = vec![children];
+    while let Some(children) = pending.pop() {
+        children.drop_own(&mut |mut child: Child| {
+            // When two threads drop the last two references at once, both may see the other's: then
+            // one of them comes back to `Drop`, once for each such meeting, not once for each level.
+            if let Some(node) = Arc::get_mut(&mut child.node)
+                && let Some(extra) = &mut node.header.extra
+                && !extra.children.is_empty()
+            {
+                pending.push(mem::take(&mut extra.children));
+            }
+            drop(child);
+            each();
+        });
     }
 }
 

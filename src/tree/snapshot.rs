@@ -35,8 +35,9 @@ use crate::tree::{Session, Tree};
 
 /// The format that is written; others are refused.
 pub const FORMAT: u32 = 1;
-/// The length that chunks have at most, in bytes, unless one znode is longer.
-pub const CHUNK_LEN: usize = 1 << 20;
+/// The length that chunks have at most, in bytes, unless one znode is longer. To make one is a turn of the thread that
+/// writes a snapshot, some 150 us: others may have to wait for its CPU so long.
+pub const CHUNK_LEN: usize = 64 << 10;
 
 const HEADER: u8 = 0;
 const SESSIONS: u8 = 1;

@@ -17,7 +17,7 @@ use ringkeeper_proto::{Acl, AclList, Id, Perms, SessionId, Zxid};
 use crate::acl_table::{AclHandle, AclTable};
 use crate::map::{Entry, Key, Map, head_of};
 use crate::node::{
-    self, Child, Inner, Node, NodeArc, NodeFields, NodeKind, Record, node_mut, node_of,
+    self, Child, Inner, Node, NodeArc, NodeFields, NodeKind, Record, drop_below, node_mut, node_of,
 };
 use crate::path::{self, Names};
 use crate::quota::{LIMIT_NODE, QUOTA_ROOT, Quota, STAT_NODE, StatsTrack};
@@ -57,6 +57,12 @@ impl Tree {
         tree.put_initial("/zookeeper/quota", &open, 0);
         tree.put_config_node();
         tree
+    }
+
+    /// Drops the tree. `rest` is called after every znode that is let go: what an old clone alone still has can be millions
+    /// of blocks, and who drops it may have to leave the CPU to others meanwhile.
+    pub fn drop_in_turns(mut self, rest: &mut dyn FnMut()) {
+        drop_below(&mut self.root, rest);
     }
 
     /// The znode of the ensemble's configuration, still empty.

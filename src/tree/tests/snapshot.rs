@@ -9,14 +9,6 @@ use ringkeeper_tree::snapshot::{
 use ringkeeper_tree::{Events, Tree};
 
 fn create(tree: &mut Tree, path: &str, data: &[u8], ephemeral: bool) {
-    let zxid = Zxid(tree.zxid().0 + 1);
-    let header = TxnHeader {
-        session: SessionId(3),
-        cxid: 0,
-        zxid,
-        time_ms: 5,
-        op: OpCode::Create,
-    };
     let txn = Txn::Create {
         path: path.into(),
         data: Some(data),
@@ -24,11 +16,19 @@ fn create(tree: &mut Tree, path: &str, data: &[u8], ephemeral: bool) {
         kind: CreateKind::Plain { ephemeral },
         parent_cversion: -1,
     };
-    assert!(
-        tree.apply(&header, &txn, &mut Events::new())
-            .outcome
-            .is_ok()
-    );
+    apply(tree, OpCode::Create, &txn);
+}
+
+fn apply(tree: &mut Tree, op: OpCode, txn: &Txn<'_>) {
+    let header = TxnHeader {
+        session: SessionId(3),
+        cxid: 0,
+        zxid: Zxid(tree.zxid().0 + 1),
+        time_ms: 5,
+        op,
+    };
+    let applied = tree.apply(&header, txn, &mut Events::new());
+    assert!(applied.outcome.is_ok());
 }
 
 fn sample() -> Tree {
@@ -91,6 +91,30 @@ fn a_tree_of_many_chunks_comes_back() {
     // It goes on living.
     create(&mut again, "/wide/new", b"", false);
     assert_eq!(again.get("/wide").unwrap().num_children(), 3001);
+}
+
+#[test]
+fn a_clone_that_is_dropped_in_turns_rests_after_each_znode_and_leaves_the_tree_alone() {
+    let mut tree = sample();
+    let old = tree.clone();
+    for i in 0..3000 {
+        let path = format!("/wide/{i}").into();
+        apply(&mut tree, OpCode::Delete, &Txn::Delete { path });
+    }
+    let left = chunks(&tree);
+    let mut rests = 0;
+    old.drop_in_turns(&mut || rests += 1);
+    assert!(rests >= 3000, "{rests}");
+    assert_eq!(chunks(&tree), left);
+    // What others still have is not gone through.
+    let (mut rests, clone) = (0, tree.clone());
+    clone.drop_in_turns(&mut || rests += 1);
+    assert_eq!(rests, 0);
+    assert_eq!(chunks(&tree), left);
+    let count = tree.node_count();
+    tree.drop_in_turns(&mut || rests += 1);
+    // The root has no parent that lets it go, and "/" is not two znodes.
+    assert_eq!(rests + 2, count);
 }
 
 #[test]
