@@ -39,6 +39,8 @@ pub enum FileName {
     Snapshot(Zxid),
     /// A snapshot that is being written, or was left unfinished.
     UnfinishedSnapshot,
+    /// A snapshot's file that the next one is written over.
+    SpareSnapshot,
     /// One of the two copies of the manifest.
     Manifest,
     /// The lock file.
@@ -63,6 +65,8 @@ impl FileName {
             Some(Self::Spare(spare))
         } else if let Some(zxid) = number(snapshot::PREFIX) {
             Some(Self::Snapshot(Zxid(zxid)))
+        } else if snapshot::is_spare(name) {
+            Some(Self::SpareSnapshot)
         } else {
             snapshot::is_snapshot(name).then_some(Self::UnfinishedSnapshot)
         }
@@ -293,6 +297,7 @@ mod tests {
         check("log-1f", None);
         check("log-+00000000000001f", None);
         check("spare-0000000000000002", Some(FileName::Spare(2)));
+        check("snapshot-spare", Some(FileName::SpareSnapshot));
         check(
             "snapshot-0000000000000003",
             Some(FileName::Snapshot(Zxid(3))),

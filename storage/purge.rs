@@ -3,7 +3,9 @@
 //! Invariants:
 //! - Only verified snapshots count as kept (the manifest lists no other).
 //! - The log keeps every record above the oldest kept snapshot.
-//! - The manifest says so durably before the first file goes.
+//! - The manifest says so durably before the first file goes, or becomes a spare.
+
+use std::io;
 
 use ringkeeper_proto::Zxid;
 
@@ -13,7 +15,7 @@ use crate::{
     manifest::LogStart,
     scan::Spares,
     segment::{SegmentMeta, spare_path},
-    snapshot::snapshot_path,
+    snapshot::{snapshot_path, spare_snapshot_path},
     store::{Store, remove, sync},
     txn_log::needed_from,
 };
@@ -35,8 +37,14 @@ pub struct Purged {
 impl<D: Disk> Store<D> {
     /// Keeps the `keep` newest verified snapshots (at least one) and the log from the oldest of them on.
     /// Does nothing to the log while there is no snapshot.
+    ///
+    /// Where there is room, one of the snapshots' files stays as a spare that the next snapshot is written over.
     pub async fn purge(&self, keep: usize) -> Result<Purged, StorageError> {
         let inner = &*self.inner;
+        let is_short = self.is_short()?;
+        if is_short {
+            self.remove_spare_snapshot().await?;
+        }
         let mut manifest = inner.manifest.lock().await;
         let mut kept = manifest.contents().snapshots.clone();
         let excess = kept.len().saturating_sub(keep.max(1));
@@ -58,8 +66,15 @@ impl<D: Disk> Store<D> {
                 contents.log_start = log_start;
             })
             .await?;
-        for info in &gone {
-            remove(&inner.disk, &snapshot_path(&inner.data, info.zxid)).await?;
+        for (at, info) in gone.iter().enumerate() {
+            let path = snapshot_path(&inner.data, info.zxid);
+            if at == 0 && !is_short {
+                let spare = spare_snapshot_path(&inner.data);
+                let renamed = inner.disk.rename(&path, &spare).await;
+                renamed.map_err(|error| StorageError::io("rename", &path, None, error))?;
+            } else {
+                remove(&inner.disk, &path).await?;
+            }
         }
         if !gone.is_empty() {
             sync(&inner.disk, &inner.data).await?;
@@ -70,6 +85,17 @@ impl<D: Disk> Store<D> {
             segments,
             oldest: Some(oldest),
         })
+    }
+
+    /// Removes the file that the next snapshot would be written over, if there is one.
+    pub async fn remove_spare_snapshot(&self) -> Result<(), StorageError> {
+        let path = spare_snapshot_path(&self.inner.data);
+        match self.inner.disk.remove(&path).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StorageError::io("remove", path, None, error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Where the log may begin when a snapshot at `oldest` is the oldest.
@@ -125,13 +151,22 @@ impl<D: Disk> Store<D> {
 
     /// How many spares are to be kept: few where they could take what others need.
     fn spares_wanted(&self) -> Result<usize, StorageError> {
+        let all = self.inner.log.options.spares_max;
+        Ok(if self.is_short()? {
+            all.min(SPARES_FEW)
+        } else {
+            all
+        })
+    }
+
+    /// Whether there is so little space that spares could take what others need.
+    fn is_short(&self) -> Result<bool, StorageError> {
         let log = &*self.inner.log;
-        let all = log.options.spares_max;
         let available = log.disk.available(&log.dir);
         let available = available
             .map_err(|error| StorageError::io("measure free space", &log.dir, None, error))?;
-        let room = log.options.segment_bytes.saturating_mul(all as u64);
-        let is_short = available < room.saturating_add(log.options.free_bytes_min);
-        Ok(if is_short { all.min(SPARES_FEW) } else { all })
+        let spares = log.options.spares_max as u64;
+        let room = log.options.segment_bytes.saturating_mul(spares);
+        Ok(available < room.saturating_add(log.options.free_bytes_min))
     }
 }

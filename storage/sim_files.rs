@@ -62,6 +62,15 @@ impl SnapshotFiles for SimDisk {
         })
     }
 
+    fn overwrite(&self, path: &Path) -> io::Result<SimWrite> {
+        self.blocking_operation()?;
+        Ok(SimWrite {
+            disk: self.clone(),
+            inode: self.inode_of(path)?,
+            offset: 0,
+        })
+    }
+
     fn open(&self, path: &Path) -> io::Result<SimRead> {
         Ok(SimRead {
             disk: self.clone(),
@@ -206,6 +215,8 @@ impl WriteFile for SimWrite {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         if let Some(inode) = sim.inodes.get_mut(&self.inode) {
+            // The length is what was written: less than before where a file was written over.
+            Rc::make_mut(&mut inode.live).truncate(self.offset);
             inode.durable = Rc::clone(&inode.live);
             inode.dirty.clear();
         }

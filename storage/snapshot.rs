@@ -14,6 +14,9 @@
 //! Encoding 0 is plain. Encoding 1 is an LZ4 block behind 4 bytes that tell its decoded length; a chunk that does not get
 //! shorter by it is stored plain.
 //!
+//! A file that a purge has taken off the list is kept as `snapshot-spare`, and the next snapshot is written over it: to free
+//! a big file and to allocate another keeps the file system's journal and the device busy, and with them the log.
+//!
 //! Invariants:
 //! - A file gets its name `snapshot-ZXID` only when all of it is on stable storage.
 //! - [`SnapshotWriter::finish`] returns only after it has read everything back and found it right; the
@@ -51,6 +54,8 @@ const FORMAT: u16 = 1;
 const CHECKSUM_FROM: usize = 8;
 pub(crate) const PREFIX: &str = "snapshot-";
 const UNFINISHED: &str = ".tmp";
+/// A file that is to be written over.
+const SPARE: &str = "snapshot-spare";
 /// Written in pieces of this size.
 const WRITE_BYTES: usize = PIECE_BYTES;
 /// Read in pieces of this size when a budget holds: a log write then waits no longer for the device than without.
@@ -119,7 +124,17 @@ pub(crate) fn snapshot_path(dir: &Path, zxid: Zxid) -> PathBuf {
     dir.join(file_name(zxid))
 }
 
-/// Whether `name` is a snapshot's, finished or not.
+/// The path of the file that the next snapshot is written over.
+pub(crate) fn spare_snapshot_path(dir: &Path) -> PathBuf {
+    dir.join(SPARE)
+}
+
+/// Whether `name` is that file's.
+pub(crate) fn is_spare(name: &str) -> bool {
+    name == SPARE
+}
+
+/// Whether `name` is a snapshot's, finished or not, or the spare's.
 pub(crate) fn is_snapshot(name: &str) -> bool {
     name.starts_with(PREFIX)
 }
@@ -175,8 +190,7 @@ impl<F: SnapshotFiles> SnapshotWriter<F> {
         bytes_per_second: Option<u64>,
     ) -> Result<Self, StorageError> {
         let temporary = dir.join(format!("{}{UNFINISHED}", file_name(zxid)));
-        let file = files
-            .create(&temporary)
+        let file = new_file(&files, dir, &temporary)
             .map_err(|error| StorageError::io("create snapshot", &temporary, None, error))?;
         let mut header = RawHeader {
             magic: U32::new(HEADER_MAGIC),
@@ -348,6 +362,19 @@ impl<F: SnapshotFiles> SnapshotWriter<F> {
         if let Some(times) = &self.times {
             times.record(started.elapsed());
         }
+    }
+}
+
+/// The spare under the name `temporary`, or an empty file where there is none.
+fn new_file<F: SnapshotFiles>(files: &F, dir: &Path, temporary: &Path) -> io::Result<F::Write> {
+    match files.rename(&spare_snapshot_path(dir), temporary) {
+        Ok(()) => {
+            // No cut may bring back a name that says that the old bytes are still there.
+            files.sync_dir(dir)?;
+            files.overwrite(temporary)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => files.create(temporary),
+        Err(error) => Err(error),
     }
 }
 
@@ -677,7 +704,7 @@ impl<R: ReadFile> Parts<'_, R> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{os::unix::fs::MetadataExt as _, time::Duration};
 
     use super::*;
 
@@ -725,6 +752,25 @@ mod tests {
             .map(|entry| entry.expect("entry").file_name())
             .collect();
         assert_eq!(names, ["snapshot-0000000000000009"]);
+    }
+
+    #[test]
+    fn a_spare_is_written_over_whatever_its_length() {
+        let chunks = vec![(1, vec![7; 700_000]), (2, vec![1, 2, 3])];
+        let inode = |path: &Path| std::fs::metadata(path).expect("it is there").ino();
+        for len in [0, 5000, 700_000, 2_000_000] {
+            let dir = tempfile::tempdir().expect("make a directory");
+            let spare = spare_snapshot_path(dir.path());
+            std::fs::write(&spare, vec![0xA5; len]).expect("write");
+            let before = inode(&spare);
+            let info = write(dir.path(), &chunks);
+            let path = snapshot_path(dir.path(), info.zxid);
+            assert_eq!(inode(&path), before, "{len} bytes: the same file");
+            assert_eq!(read(dir.path(), info).expect("read"), chunks);
+            let left = std::fs::metadata(&path).expect("it is there").len();
+            assert_eq!(left, info.bytes, "{len} bytes");
+            assert!(!spare.exists());
+        }
     }
 
     #[test]

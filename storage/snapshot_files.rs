@@ -23,6 +23,8 @@ pub trait SnapshotFiles {
 
     /// Makes or empties a file.
     fn create(&self, path: &Path) -> io::Result<Self::Write>;
+    /// Opens a file that is written over from its start. What is left of it behind that goes with the flush.
+    fn overwrite(&self, path: &Path) -> io::Result<Self::Write>;
     /// Opens a file for reading.
     fn open(&self, path: &Path) -> io::Result<Self::Read>;
     /// Opens a file for reading from the device, whatever the system holds of it in memory.
@@ -63,7 +65,11 @@ impl SnapshotFiles for StdFiles {
     type Uncached = UncachedFile;
 
     fn create(&self, path: &Path) -> io::Result<DurableFile> {
-        DurableFile::create(path)
+        DurableFile::open(path, true)
+    }
+
+    fn overwrite(&self, path: &Path) -> io::Result<DurableFile> {
+        DurableFile::open(path, false)
     }
 
     fn open(&self, path: &Path) -> io::Result<fs::File> {
@@ -122,12 +128,12 @@ pub(crate) const PIECE_BYTES: usize = 256 << 10;
 const _: () = assert!(PIECE_BYTES.is_multiple_of(BLOCK_BYTES));
 
 impl DurableFile {
-    fn create(path: &Path) -> io::Result<Self> {
+    fn open(path: &Path, is_new: bool) -> io::Result<Self> {
         let open = |flags: OFlags| {
             fs::File::options()
                 .write(true)
-                .create(true)
-                .truncate(true)
+                .create(is_new)
+                .truncate(is_new)
                 .custom_flags(flags.bits().cast_signed())
                 .open(path)
         };
@@ -182,7 +188,7 @@ impl WriteFile for DurableFile {
         let tail = self.memory.get(self.place..self.place + stored);
         let tail = tail.expect("a piece is whole blocks");
         self.file.write_all_at(tail, offset)?;
-        // The padding goes; with it the length becomes durable.
+        // The padding goes, and what was longer before; with it the length becomes durable.
         self.file.set_len(offset + used as u64)?;
         self.file.sync_all()
     }

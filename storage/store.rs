@@ -661,7 +661,7 @@ async fn start_anew<D: Disk>(disk: &D, log: &Path) -> Result<(), StorageError> {
     sync(disk, log).await
 }
 
-/// The listed snapshots whose files are there, newest first; removes files that are not listed.
+/// The listed snapshots whose files are there, newest first; removes files that are not listed, but for the spare.
 async fn find_snapshots<D: Disk>(
     disk: &D,
     data: &Path,
@@ -674,7 +674,8 @@ async fn find_snapshots<D: Disk>(
         .map(|info| snapshot::file_name(info.zxid))
         .collect();
     for entry in &entries {
-        if snapshot::is_snapshot(&entry.name) && !listed.contains(&entry.name) {
+        let is_kept = listed.contains(&entry.name) || snapshot::is_spare(&entry.name);
+        if snapshot::is_snapshot(&entry.name) && !is_kept {
             tracing::info!(
                 file = entry.name,
                 "removing a snapshot that was never finished"

@@ -294,6 +294,16 @@ fn snapshot_and_purge_free_the_log() {
         let purged = opened.store.purge(2).await.expect("purge");
         assert_eq!((purged.snapshots, purged.oldest), (2, Some(Zxid(1500))));
         assert!(purged.segments >= 6, "{purged:?}");
+        let names = std::fs::read_dir(opened.store.snapshot_dir()).expect("list");
+        let mut names: Vec<_> = names
+            .map(|entry| entry.expect("an entry").file_name().into_string())
+            .map(|name| name.expect("our names are ASCII"))
+            .filter(|name| name.starts_with("snapshot-"))
+            .collect();
+        names.sort();
+        let kept = [1500, 2000].map(|zxid| format!("snapshot-{zxid:016x}"));
+        assert_eq!(names[..2], kept, "{names:?}");
+        assert_eq!(names[2..], ["snapshot-spare"]);
         assert_eq!(opened.store.purge(2).await.expect("purge").segments, 0);
         assert_eq!(read(&opened.log, 1500).await.len(), 500);
         assert!(matches!(

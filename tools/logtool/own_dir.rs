@@ -197,7 +197,7 @@ impl OwnDir {
                     Err(_) if !path.exists() => {}
                     other => other?,
                 },
-                Some(FileName::Spare(_)) => self.spares.push(path),
+                Some(FileName::Spare(_) | FileName::SpareSnapshot) => self.spares.push(path),
                 Some(FileName::Snapshot(zxid)) => {
                     let listed = self.listed(zxid);
                     self.snapshots.push(SnapshotFile { zxid, path, listed });

@@ -87,6 +87,21 @@ impl State {
 /// # Errors
 /// When it cannot be read or is not a tree.
 pub(crate) fn load_snapshot(path: &Path) -> anyhow::Result<Tree> {
+    let loaded = load_file(path);
+    match loaded {
+        // A purged snapshot's file has no name any more, and then another one that is written over it.
+        Err(error) if !path.exists() => {
+            let text = format!(
+                "{} has changed while it was read: it was purged ({error:#})",
+                path.display()
+            );
+            Err(Failure::Changed(text).into())
+        }
+        loaded => loaded,
+    }
+}
+
+fn load_file(path: &Path) -> anyhow::Result<Tree> {
     let reader = SnapshotReader::open_file(path)?;
     let mut builder = SnapshotBuilder::new();
     let mut bytes = Vec::new();
@@ -194,6 +209,7 @@ fn base(dir: &OwnDir, log: &OwnLog, through: Option<Zxid>) -> anyhow::Result<Sta
                 "the log does not reach back to the snapshot at {}",
                 tree.zxid()
             )),
+            Err(error) if live::is_gone(&error) => return Err(error),
             Err(error) => failures.push(format!("{error:#}")),
         }
     }
