@@ -6,11 +6,12 @@
     reason = "test bytes wrap, and the number of states is printed"
 )]
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, path::Path, rc::Rc};
 
 use ringkeeper_proto::{Epoch, Zxid};
 use ringkeeper_storage::{
-    Dirs, LogOptions, Opened, SimDisk, SnapshotInfo, SnapshotReader, SnapshotWriter, Store, TxnLog,
+    Dirs, LogOptions, Opened, SimDisk, SnapshotInfo, SnapshotReader, SnapshotWriter, StorageError,
+    Store, TxnLog, offline::FileName,
 };
 
 /// All subsets of that many units are tried; beyond, a sample.
@@ -27,8 +28,12 @@ fn options() -> LogOptions {
     }
 }
 
+/// Two directories: where they are one, a flush of the one's names hides that the other's was forgotten.
 fn dirs() -> Dirs {
-    Dirs::single("/data")
+    Dirs {
+        data: "/data".into(),
+        log: "/log".into(),
+    }
 }
 
 fn payload(zxid: u64) -> Vec<u8> {
@@ -193,7 +198,18 @@ async fn workload(disk: SimDisk, model: Shared) -> Option<()> {
     let history = model.borrow().last().to_vec();
     snapshot(&disk, &store, &history).await?;
     store.purge(1).await.expect("purge");
-    for zxid in 32..=37 {
+    assert!(
+        disk.files()
+            .iter()
+            .any(|path| path.ends_with("snapshot-spare"))
+    );
+    append(&disk, &mut log, &model, &[32]);
+    settle(&mut log).await;
+    // Over the file that the purge has left.
+    let history = model.borrow().last().to_vec();
+    snapshot(&disk, &store, &history).await?;
+    store.purge(1).await.expect("purge");
+    for zxid in 33..=37 {
         append(&disk, &mut log, &model, &[zxid]);
     }
     settle(&mut log).await;
@@ -235,6 +251,13 @@ async fn workload(disk: SimDisk, model: Shared) -> Option<()> {
 
 /// Opens what is left and holds it against the model; returns the last zxid found.
 fn check(disk: &SimDisk, model: &Model, context: &str) -> u64 {
+    // What has a snapshot's name is whole, listed or not: tools look at it too.
+    for path in disk.files() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if matches!(FileName::parse(&name), Some(FileName::Snapshot(_))) {
+            read_snapshot(disk, &path, context);
+        }
+    }
     let (found, epoch, last) = disk
         .run({
             let (disk, context) = (disk.clone(), context.to_owned());
@@ -246,7 +269,8 @@ fn check(disk: &SimDisk, model: &Model, context: &str) -> u64 {
                 let mut history = Vec::new();
                 if let Some(info) = recovered.snapshot() {
                     let path = format!("/data/ringkeeper/snapshot-{:016x}", info.zxid.0);
-                    history = read_snapshot(&disk, &path, info.digest);
+                    history = read_snapshot(&disk, path.as_ref(), &context);
+                    assert_eq!(history.len() as u64, info.digest, "{context}");
                 }
                 let after = history.last().copied().unwrap_or(0);
                 log.replay(Zxid(after), |zxid, bytes| {
@@ -277,21 +301,22 @@ fn check(disk: &SimDisk, model: &Model, context: &str) -> u64 {
     last
 }
 
-fn read_snapshot(disk: &SimDisk, path: &str, digest: u64) -> Vec<u64> {
-    let reader =
-        SnapshotReader::open_file_with(disk, path.as_ref()).expect("a listed snapshot is whole");
+fn read_snapshot(disk: &SimDisk, path: &Path, context: &str) -> Vec<u64> {
+    let damaged =
+        |error: StorageError| format!("{context}: {} is damaged: {error}", path.display());
+    let opened = SnapshotReader::open_file_with(disk, path);
+    let reader = opened.unwrap_or_else(|error| panic!("{}", damaged(error)));
     let mut bytes = Vec::new();
     let history: Vec<u64> = reader
         .chunks()
         .iter()
         .map(|chunk| {
-            reader
-                .read_chunk(chunk, &mut bytes)
-                .expect("a listed snapshot is whole");
+            let read = reader.read_chunk(chunk, &mut bytes);
+            read.unwrap_or_else(|error| panic!("{}", damaged(error)));
             u64::from_be_bytes(bytes.as_slice().try_into().expect("eight bytes"))
         })
         .collect();
-    assert_eq!(history.len() as u64, digest);
+    assert_eq!(history.len() as u64, reader.info().digest, "{context}");
     history
 }
 
