@@ -145,7 +145,7 @@ pub(crate) const KEYS: &[Key] = &[
         "autopurge.snapRetainCount",
         Owner::File,
         "3",
-        "Verified snapshots that purges keep, with the log from the oldest of them on; at least 3",
+        "Verified snapshots that purges keep, with the log from the oldest of them on; at least 3. The file of one more stays as `snapshot-spare`, which the next snapshot is written over",
         "an integer",
         retain_count,
     ),
