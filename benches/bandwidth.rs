@@ -256,9 +256,7 @@ fn bandwidth(criterion: &mut Criterion) {
 
 /// The middle of what `value` makes of each round, of which there is one at least.
 fn median(rounds: &[[f64; 3]], value: impl Fn([f64; 3]) -> f64) -> f64 {
-    let mut values: Vec<f64> = rounds.iter().map(|round| value(*round)).collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    ringkeeper_benches::median(rounds.iter().map(|round| value(*round)))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]

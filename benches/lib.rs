@@ -24,6 +24,14 @@ use ringkeeper_transport::{DiskHooks, ExecutorSpec};
 use ringkeeper_tree::execute::execute;
 use ringkeeper_tree::{Context, Events, Settings, Tree};
 
+/// The middle of `values`, of an even number the mean of the two in the middle; NaN of none.
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    let at = |at: usize| values.get(at).copied().unwrap_or(f64::NAN);
+    f64::midpoint(at(values.len().saturating_sub(1) / 2), at(values.len() / 2))
+}
+
 /// Whether each bench is only to be run once, to see that it works (`-- --test`).
 pub fn is_smoke_test() -> bool {
     let mut is_bench = false;

@@ -3,9 +3,8 @@
 //!
 //! The server is `target/release/ringkeeper` (`cargo build --release`), or what `RINGKEEPER_BIN` names.
 //! `RINGKEEPER_BENCH_ZNODES` says how many znodes of 100 bytes there are (1,000,000), `RINGKEEPER_BENCH_ROUNDS` how many
-//! rounds (3). Data lies below
-//! `target`; `RINGKEEPER_BENCH_DIR` names another place. Not by criterion: what counts is the tail, and rounds with and
-//! without take turns.
+//! rounds (3). Data lies below `target`; `RINGKEEPER_BENCH_DIR` names another place. Not by criterion: what counts is the
+//! tail, and rounds with and without take turns.
 #![expect(
     clippy::print_stdout,
     reason = "a bench shows what its figures belong to"
@@ -20,7 +19,7 @@ use ringkeeper_benches::latency::Latencies;
 use ringkeeper_benches::served::{
     ALWAYS_SNAPSHOTS, NO_SNAPSHOTS, PATIENCE, fill, metric, server, stop,
 };
-use ringkeeper_benches::{directory, environment, is_smoke_test, path_of, set};
+use ringkeeper_benches::{directory, environment, is_smoke_test, median, path_of, set};
 use ringkeeper_harness::Server;
 
 /// Clients with one set on its way each.
@@ -50,13 +49,6 @@ fn sets(server: &Server, znodes: usize, time: Duration) -> Latencies {
     let latencies = clients.take_latencies();
     clients.close().expect("the server closes sessions");
     latencies
-}
-
-/// Of one or more; of an even number, the mean of the two in the middle.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let (low, high) = (values.len().saturating_sub(1) / 2, values.len() / 2);
-    f64::midpoint(values[low], values[high])
 }
 
 fn main() {

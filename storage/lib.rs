@@ -55,7 +55,7 @@ pub use error::{DOCTOR, Damage, DamageKind, OpenError, StorageError};
 pub use holdings::{FaultyRange, Holding, Holdings};
 pub use huge_pages::HugePages;
 pub use manifest::{SNAPSHOTS_MAX, SnapshotInfo};
-pub use pace::LogActivity;
+pub use pace::{LogActivity, REST};
 pub use probe::{ProbeReport, check_direct_io, choose_variant, probe};
 pub use purge::Purged;
 pub use reader::{LiveRecords, LogReader};

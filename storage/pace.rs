@@ -12,9 +12,9 @@ use std::{
 /// A log that was not written for that long leaves the disk to the snapshot.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// The least rest after each spending while the limit holds. Between two turns of the snapshot's thread the CPU is free for
-/// the kernel's threads that carry the log's writes: the lowest priority does not make way for those of another group.
-const REST: Duration = Duration::from_micros(50);
+/// The least rest between two turns of a snapshot's thread. Meanwhile the CPU is free for the kernel's threads that carry the
+/// log's writes: the lowest priority does not make way for those of another group.
+pub const REST: Duration = Duration::from_micros(50);
 
 /// How much of the log was written, for whoever writes a snapshot on another thread. Clones are the same.
 #[derive(Clone, Debug, Default)]

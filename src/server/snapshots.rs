@@ -12,7 +12,8 @@ use hdrhistogram::Histogram;
 use ringkeeper_config::{LoggedSince, SnapshotConfig};
 use ringkeeper_member::{Metric, Settings};
 use ringkeeper_storage::{
-    Compression, Disk, FlushTimes, LogActivity, SnapshotInfo, SnapshotReader, SnapshotWriter, Store,
+    Compression, Disk, FlushTimes, LogActivity, REST, SnapshotInfo, SnapshotReader, SnapshotWriter,
+    Store,
 };
 use ringkeeper_transport::mailbox::{MailboxError, Sender};
 use ringkeeper_transport::{sleep, spawn_local};
@@ -35,9 +36,8 @@ const PROBE_PAUSE: Duration = Duration::from_millis(1);
 const BYTES_PER_SECOND_MIN: u64 = 16 << 20;
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// After so many znodes of an old tree that were let go, some 100 us, the snapshot thread rests, as between two chunks.
+/// After so many znodes of an old tree that were let go the snapshot thread rests, as between two chunks.
 const FREED_PER_TURN: usize = 1000;
-const REST: Duration = Duration::from_micros(50);
 
 /// Snapshots that take longer than this are counted as this: a day in microseconds.
 const TIME_MAX_US: u64 = 86_400_000_000;

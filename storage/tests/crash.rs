@@ -139,6 +139,14 @@ async fn snapshot(disk: &SimDisk, store: &Store<SimDisk>, history: &[u64]) -> Op
     Some(())
 }
 
+/// Takes a snapshot of all that was written, and purges what it makes superfluous.
+async fn snapshot_and_purge(disk: &SimDisk, store: &Store<SimDisk>, model: &Shared) -> Option<()> {
+    let history = model.borrow().last().to_vec();
+    snapshot(disk, store, &history).await?;
+    store.purge(1).await.expect("purge");
+    Some(())
+}
+
 /// Puts a leader's snapshot in the place of everything.
 async fn install(
     disk: &SimDisk,
@@ -185,9 +193,7 @@ async fn workload(disk: SimDisk, model: Shared) -> Option<()> {
     append(&disk, &mut log, &model, &[20, 21]);
     append(&disk, &mut log, &model, &[22]);
     settle(&mut log).await;
-    let history = model.borrow().last().to_vec();
-    snapshot(&disk, &store, &history).await?;
-    store.purge(1).await.expect("purge");
+    snapshot_and_purge(&disk, &store, &model).await?;
     for zxid in 23..=31 {
         append(&disk, &mut log, &model, &[zxid]);
         if zxid % 3 == 0 {
@@ -195,9 +201,7 @@ async fn workload(disk: SimDisk, model: Shared) -> Option<()> {
         }
     }
     log.seal(Zxid(28)).await.expect("seal");
-    let history = model.borrow().last().to_vec();
-    snapshot(&disk, &store, &history).await?;
-    store.purge(1).await.expect("purge");
+    snapshot_and_purge(&disk, &store, &model).await?;
     assert!(
         disk.files()
             .iter()
@@ -206,9 +210,7 @@ async fn workload(disk: SimDisk, model: Shared) -> Option<()> {
     append(&disk, &mut log, &model, &[32]);
     settle(&mut log).await;
     // Over the file that the purge has left.
-    let history = model.borrow().last().to_vec();
-    snapshot(&disk, &store, &history).await?;
-    store.purge(1).await.expect("purge");
+    snapshot_and_purge(&disk, &store, &model).await?;
     for zxid in 33..=37 {
         append(&disk, &mut log, &model, &[zxid]);
     }

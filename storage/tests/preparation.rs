@@ -112,10 +112,22 @@ fn purged_segments_are_kept_while_there_is_room() {
         disk.set_available(available);
         let files = disk.clone();
         let purge = async move {
-            let writer = SnapshotWriter::create_with(files, store.snapshot_dir(), Zxid(60), None);
-            let snapshot = writer.expect("create").finish(0, [0; 4]).expect("finish");
-            store.register_snapshot(snapshot).await.expect("register");
-            store.purge(1).await.expect("purge")
+            for zxid in [Zxid(59), Zxid(60)] {
+                let files = files.clone();
+                let writer = SnapshotWriter::create_with(files, store.snapshot_dir(), zxid, None);
+                let snapshot = writer.expect("create").finish(0, [0; 4]).expect("finish");
+                store.register_snapshot(snapshot).await.expect("register");
+            }
+            let purged = store.purge(1).await.expect("purge");
+            let has_spare = || {
+                let files = files.files();
+                files.iter().any(|path| path.ends_with("snapshot-spare"))
+            };
+            assert_eq!(has_spare(), expect > 2, "{available} bytes left");
+            files.set_available(300 << 10);
+            store.purge(1).await.expect("purge");
+            assert!(!has_spare(), "it goes when space gets short");
+            purged
         };
         let purged = disk.run(purge).expect("the purge comes to an end");
         assert_eq!(purged.segments, 5);

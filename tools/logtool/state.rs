@@ -87,9 +87,8 @@ impl State {
 /// # Errors
 /// When it cannot be read or is not a tree.
 pub(crate) fn load_snapshot(path: &Path) -> anyhow::Result<Tree> {
-    let loaded = load_file(path);
-    match loaded {
-        // A purged snapshot's file has no name any more, and then another one that is written over it.
+    match load_file(path) {
+        // What was read of a purged snapshot may be of the one that is written over it.
         Err(error) if !path.exists() => {
             let text = format!(
                 "{} has changed while it was read: it was purged ({error:#})",
@@ -233,4 +232,21 @@ fn base(dir: &OwnDir, log: &OwnLog, through: Option<Zxid>) -> anyhow::Result<Sta
 fn is_new(dir: &OwnDir, log: &OwnLog) -> bool {
     let never = dir.info().is_some_and(|info| info.sequence_before == 0);
     never && log.runs().next().is_none() && dir.snapshots.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_snapshot_is_told_from_one_that_was_purged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("snapshot-0000000000000009");
+        std::fs::write(&path, [0; 500]).unwrap();
+        let damaged = load_snapshot(&path).unwrap_err();
+        assert!(!live::is_gone(&damaged), "{damaged:#}");
+        std::fs::remove_file(&path).unwrap();
+        let purged = load_snapshot(&path).unwrap_err();
+        assert!(live::is_gone(&purged), "{purged:#}");
+    }
 }
