@@ -395,11 +395,8 @@ impl<B: DiskBuffer> Batch<B> {
         content.reserve(FRAME_BYTES + len);
         let start = content.used;
         let slot = &mut content.buffer.bytes_mut()[start..start + FRAME_BYTES + len];
-        let (framing, payload) = slot.split_at_mut(FRAME_BYTES);
-        fill(payload);
-        let frame = Frame::new(zxid, payload);
-        framing.copy_from_slice(frame.as_bytes());
-        content.frames.push(frame);
+        fill(&mut slot[FRAME_BYTES..]);
+        content.frames.push(Frame::put(zxid, slot));
         content.used += FRAME_BYTES + len;
         content.payload_bytes += len;
         if content.count == 0 {

@@ -4,7 +4,6 @@
 //! that are not the very same are refused. Nothing else of the log changes, and the chain is as it was.
 
 use ringkeeper_proto::Zxid;
-use zerocopy::IntoBytes as _;
 
 use crate::{
     batch::{BatchHeader, HEADER_BYTES},
@@ -40,8 +39,7 @@ impl<D: Disk> Store<D> {
             if body.len() + payload.len() > header.body_len() {
                 return Ok(false);
             }
-            body.extend_from_slice(Frame::new(zxid, payload).as_bytes());
-            body.extend_from_slice(payload);
+            Frame::push(&mut body, zxid, payload);
         }
         let disk = &self.inner.disk;
         let failed = |operation| {
