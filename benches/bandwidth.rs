@@ -65,7 +65,7 @@ fn append(dir: &Path, load: Load, count: u64) -> (Duration, LogStats) {
         let _busy = pulse::busy();
         let disk = DmaDisk::new().expect("the executor has a ring");
         let options = LogOptions {
-            spares_max: SPARES,
+            spares_kept: SPARES,
             ..LogOptions::default()
         };
         let opened = Store::open(disk, &Dirs::single(&dir), options).await;

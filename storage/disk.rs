@@ -106,6 +106,12 @@ pub trait Disk: Clone + 'static {
     fn close(&self, file: Self::File) -> impl Future<Output = ()>;
     /// Renames a file within one file system, replacing the target.
     fn rename(&self, from: &Path, to: &Path) -> impl Future<Output = io::Result<()>>;
+    /// Removes a file of `bytes` bytes that nobody wants, and takes its time: a device that gives back much space at once
+    /// keeps what is written meanwhile waiting. Interrupted, it leaves the file with whatever content.
+    fn remove_gently(&self, path: &Path, bytes: u64) -> impl Future<Output = io::Result<()>> {
+        let _ = bytes;
+        self.remove(path)
+    }
     /// Removes a file.
     fn remove(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
     /// The entries of a directory in unspecified order.

@@ -186,6 +186,20 @@ impl DiskRing {
         reserved.await.map(drop)
     }
 
+    /// Gives the place of a part of a file back; it reads as zeros then, and the file is as long as before.
+    pub(crate) async fn give_back(
+        self: &Rc<Self>,
+        file: &Rc<File>,
+        offset: u64,
+        len: u64,
+    ) -> io::Result<()> {
+        let entry = opcode::Fallocate::new(types::Fd(file.as_raw_fd()), len)
+            .offset(offset)
+            .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE);
+        let given = self.run(entry.build(), Held::File(Rc::clone(file)));
+        given.await.map(drop)
+    }
+
     /// Renames a file, replacing what has the new name.
     pub(crate) async fn rename(self: &Rc<Self>, from: &Path, to: &Path) -> io::Result<()> {
         let paths = [c_path(from)?, c_path(to)?];

@@ -27,6 +27,10 @@ const FILL_BYTES_GENTLE: usize = 64 << 10;
 /// A fill that is not urgent rests so many times as long as it writes: log writes that wait for the
 /// device behind it are few then.
 const FILL_REST: u32 = 9;
+/// A gentle removal gives back so much at a time, and rests so long in between: where the device is told to discard what is
+/// free, a log write then waits some milliseconds behind it at the most, and not the 60 that a segment takes.
+const GIVE_BACK_BYTES: u64 = 1 << 20;
+const GIVE_BACK_REST: Duration = Duration::from_millis(100);
 const _: () = assert!(FILL_BYTES.is_multiple_of(BLOCK_BYTES));
 
 /// How a write reaches stable storage.
@@ -218,6 +222,24 @@ impl Disk for DmaDisk {
     }
 
     async fn remove(&self, path: &Path) -> io::Result<()> {
+        self.ring.remove(path).await
+    }
+
+    async fn remove_gently(&self, path: &Path, bytes: u64) -> io::Result<()> {
+        let file = self.ring.open(path, 0, 0).await?;
+        let mut left = bytes;
+        while left > 0 {
+            let offset = left.saturating_sub(GIVE_BACK_BYTES);
+            match self.ring.give_back(&file, offset, left - offset).await {
+                Ok(()) => {}
+                // The file system cannot: it goes as a whole.
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => break,
+                Err(error) => return Err(error),
+            }
+            left = offset;
+            self.ring.sleep(GIVE_BACK_REST).await?;
+        }
+        self.ring.close(file).await;
         self.ring.remove(path).await
     }
 

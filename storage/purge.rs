@@ -5,7 +5,7 @@
 //! - The log keeps every record above the oldest kept snapshot.
 //! - The manifest says so durably before the first file goes, or becomes a spare.
 
-use std::io;
+use std::{io, time::Duration};
 
 use ringkeeper_proto::Zxid;
 
@@ -22,6 +22,9 @@ use crate::{
 
 /// Spares that are kept even where space is short.
 const SPARES_FEW: usize = 2;
+
+/// How long spares that are too many are left alone.
+const TRIM_PAUSE: Duration = Duration::from_secs(10);
 
 /// What a purge did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,8 +90,13 @@ impl<D: Disk> Store<D> {
         })
     }
 
-    /// Removes the file that the next snapshot would be written over, if there is one.
-    pub async fn remove_spare_snapshot(&self) -> Result<(), StorageError> {
+    /// Removes all spares, of the log and of snapshots: whoever purges by hand wants the space.
+    pub async fn remove_spares(&self) -> Result<(), StorageError> {
+        self.remove_spare_snapshot().await?;
+        self.remove_spares_beyond(0).await
+    }
+
+    async fn remove_spare_snapshot(&self) -> Result<(), StorageError> {
         let path = spare_snapshot_path(&self.inner.data);
         match self.inner.disk.remove(&path).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -122,41 +130,80 @@ impl<D: Disk> Store<D> {
         Ok(gone.len())
     }
 
-    /// Makes segments that the manifest no longer counts spares, or removes them.
+    /// Makes segments that the manifest no longer counts spares. What is too many goes later, see [`Store::trim`]; at once
+    /// where space is short.
     pub(crate) async fn recycle(&self, gone: &[SegmentMeta]) -> Result<(), StorageError> {
         let log = &*self.inner.log;
         if gone.is_empty() {
             return Ok(());
         }
-        let wanted = self.spares_wanted()?;
+        let is_short = self.is_short()?;
         let mut spares = Spares::new(&log.disk, &log.dir, &log.options);
         for meta in gone {
-            // Those that wait already count; the log may take one at any moment, which only makes room.
-            let waiting = log.state.borrow().spares.len();
-            if waiting < wanted {
+            // The log may take a spare at any moment, which only makes room.
+            if is_short && log.state.borrow().spares.len() >= SPARES_FEW {
+                remove(&log.disk, &meta.path).await?;
+            } else {
                 spares.take(meta.number, meta.bytes).await?;
                 log.state.borrow_mut().spares.append(&mut spares.kept);
-            } else {
-                remove(&log.disk, &meta.path).await?;
             }
         }
-        while log.state.borrow().spares.len() > wanted {
-            let Some(number) = log.state.borrow_mut().spares.pop() else {
-                break;
-            };
-            remove(&log.disk, &spare_path(&log.dir, number)).await?;
+        log.state.borrow_mut().freed = gone.len();
+        if is_short {
+            self.remove_spares_beyond(SPARES_FEW).await?;
         }
         sync(&log.disk, &log.dir).await
     }
 
-    /// How many spares are to be kept: few where they could take what others need.
-    fn spares_wanted(&self) -> Result<usize, StorageError> {
-        let all = self.inner.log.options.spares_max;
-        Ok(if self.is_short()? {
-            all.min(SPARES_FEW)
-        } else {
-            all
-        })
+    /// Removes the spares that are too many, slowly, as long as the log is open. To be run in the background.
+    pub fn trim(&self) -> impl Future<Output = ()> + 'static + use<D> {
+        let store = self.clone();
+        async move {
+            let log = &*store.inner.log;
+            while !log.is_latched() {
+                if let Err(error) = store.trim_once().await {
+                    tracing::warn!(%error, "remove a spare log segment");
+                }
+                log.disk.sleep(TRIM_PAUSE).await;
+            }
+        }
+    }
+
+    async fn trim_once(&self) -> Result<(), StorageError> {
+        if self.is_short()? {
+            return self.remove_spares_beyond(SPARES_FEW).await;
+        }
+        let log = &*self.inner.log;
+        while let Some(number) = self.spare_beyond(self.spares_wanted()) {
+            let path = spare_path(&log.dir, number);
+            let removed = log
+                .disk
+                .remove_gently(&path, log.options.segment_bytes)
+                .await;
+            removed.map_err(|error| StorageError::io("remove", path, None, error))?;
+        }
+        Ok(())
+    }
+
+    async fn remove_spares_beyond(&self, count: usize) -> Result<(), StorageError> {
+        let log = &*self.inner.log;
+        while let Some(number) = self.spare_beyond(count) {
+            remove(&log.disk, &spare_path(&log.dir, number)).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes a spare off the list when there are more than `count`: not the last, which the log takes next.
+    fn spare_beyond(&self, count: usize) -> Option<u64> {
+        let spares = &mut self.inner.log.state.borrow_mut().spares;
+        (spares.len() > count).then(|| spares.remove(0))
+    }
+
+    /// How many spares are to be kept where there is room for them.
+    fn spares_wanted(&self) -> usize {
+        let log = &*self.inner.log;
+        let freed = log.state.borrow().freed;
+        log.options.spares_kept.max(freed)
     }
 
     /// Whether there is so little space that spares could take what others need.
@@ -165,7 +212,7 @@ impl<D: Disk> Store<D> {
         let available = log.disk.available(&log.dir);
         let available = available
             .map_err(|error| StorageError::io("measure free space", &log.dir, None, error))?;
-        let spares = log.options.spares_max as u64;
+        let spares = self.spares_wanted() as u64;
         let room = log.options.segment_bytes.saturating_mul(spares);
         Ok(available < room.saturating_add(log.options.free_bytes_min))
     }

@@ -378,7 +378,7 @@ impl<'a, D: Disk> Spares<'a, D> {
     /// Sorts out the spares that are there, and the segments before the log start.
     async fn sort_out(&mut self, listing: &Listing, start: u64) -> Result<(), StorageError> {
         for &(number, bytes) in &listing.spares {
-            if self.wanted(bytes) {
+            if self.fits(bytes) {
                 self.kept.push(number);
             } else {
                 // Among others, one that a crash has left half filled.
@@ -391,10 +391,10 @@ impl<'a, D: Disk> Spares<'a, D> {
         Ok(())
     }
 
-    /// Makes a segment a spare, or removes it when there are enough.
+    /// Makes a segment a spare, or removes it when it cannot be one.
     pub(crate) async fn take(&mut self, number: u64, bytes: u64) -> Result<(), StorageError> {
         let path = log_path(self.dir, number);
-        if !self.wanted(bytes) {
+        if !self.fits(bytes) {
             return remove(self.disk, &path).await;
         }
         let spare = spare_path(self.dir, number);
@@ -406,7 +406,7 @@ impl<'a, D: Disk> Spares<'a, D> {
         Ok(())
     }
 
-    fn wanted(&self, bytes: u64) -> bool {
-        bytes == self.options.segment_bytes && self.kept.len() < self.options.spares_max
+    fn fits(&self, bytes: u64) -> bool {
+        bytes == self.options.segment_bytes
     }
 }

@@ -29,7 +29,7 @@ use crate::{
     record::FRAME_BYTES,
     scan::{OnDamage, scan_log},
     segment::{FIRST_BATCH, Listing, log_path, spare_path},
-    snapshot::{self, snapshot_path},
+    snapshot::{self, snapshot_path, spare_snapshot_path},
     stats::FlushTimes,
     txn_log::{Shared, TxnLog, starts_after},
 };
@@ -81,9 +81,10 @@ pub struct LogOptions {
     pub record_bytes_max: usize,
     /// Space that preparing a segment leaves free for snapshots and others.
     pub free_bytes_min: u64,
-    /// Spare segments kept for reuse: about as many as the log fills between two purges, which then never need to be
-    /// made anew. They take no space that the log has not taken before; where space is short, two stay at most.
-    pub spares_max: usize,
+    /// Spare segments kept for reuse. More are kept where the last purge freed more: the log fills as many between two
+    /// purges, which then never need to be made anew. They take no space that the log has not taken before; where space is
+    /// short, two stay at most.
+    pub spares_kept: usize,
 }
 
 impl Default for LogOptions {
@@ -93,7 +94,7 @@ impl Default for LogOptions {
             batch_bytes_max: 1 << 20,
             record_bytes_max: 4 << 20,
             free_bytes_min: 64 << 20,
-            spares_max: 8,
+            spares_kept: 8,
         }
     }
 }
@@ -661,7 +662,7 @@ async fn start_anew<D: Disk>(disk: &D, log: &Path) -> Result<(), StorageError> {
     sync(disk, log).await
 }
 
-/// The listed snapshots whose files are there, newest first; removes files that are not listed, but for the spare.
+/// The listed snapshots whose files are there, newest first. A file that is not listed becomes the spare, or goes.
 async fn find_snapshots<D: Disk>(
     disk: &D,
     data: &Path,
@@ -673,14 +674,21 @@ async fn find_snapshots<D: Disk>(
         .iter()
         .map(|info| snapshot::file_name(info.zxid))
         .collect();
-    for entry in &entries {
-        let is_kept = listed.contains(&entry.name) || snapshot::is_spare(&entry.name);
-        if snapshot::is_snapshot(&entry.name) && !is_kept {
-            tracing::info!(
-                file = entry.name,
-                "removing a snapshot that was never finished"
-            );
-            remove(disk, &data.join(&entry.name)).await?;
+    let mut has_spare = entries.iter().any(|entry| snapshot::is_spare(&entry.name));
+    for Entry { name, .. } in &entries {
+        let is_kept = listed.contains(name) || snapshot::is_spare(name);
+        if !snapshot::is_snapshot(name) || is_kept {
+            continue;
+        }
+        tracing::info!(file = name, "a snapshot that was never finished");
+        let path = data.join(name);
+        if has_spare {
+            remove(disk, &path).await?;
+        } else {
+            let spare = spare_snapshot_path(data);
+            let renamed = disk.rename(&path, &spare).await;
+            renamed.map_err(|error| StorageError::io("rename", path, None, error))?;
+            has_spare = true;
         }
     }
     let found = contents.snapshots.iter().rev().filter(|info| {

@@ -101,6 +101,8 @@ pub(crate) struct State<D: Disk> {
     pub(crate) segments: VecDeque<SegmentMeta>,
     /// Spare files' numbers.
     pub(crate) spares: Vec<u64>,
+    /// How many segments the last purge that freed any has freed: the log will need as many until the next.
+    pub(crate) freed: usize,
     /// Truncations and resets, in order of their sequence.
     pub(crate) voids: Vec<Void>,
     /// Voids of lower sequences are not in `voids`: recovery did not read that far back.
@@ -204,6 +206,7 @@ impl<D: Disk> TxnLog<D> {
             unready,
             segments: resume.segments,
             spares: resume.spares,
+            freed: 0,
             voids: resume.voids,
             voids_known_from: resume.voids_known_from,
             no_space: None,

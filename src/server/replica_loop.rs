@@ -35,6 +35,7 @@ pub(crate) async fn run<D: Disk>(
     oracle: Option<Oracle>,
 ) {
     let maintenance = spawn_local(replica.borrow().core.log().maintenance());
+    let trim = spawn_local(store.trim());
     let changes = Rc::new(Cell::new(0));
     let background = [
         spawn_local(expire_sessions(Rc::clone(&replica))),
@@ -86,6 +87,7 @@ pub(crate) async fn run<D: Disk>(
         fatal::exit(Reason::Storage, &error);
     }
     maintenance.cancel().await;
+    trim.cancel().await;
     // Says where the log ends, so that the next start need not look behind it.
     match store.close().await {
         Ok(true) => {}

@@ -27,7 +27,7 @@ fn options() -> LogOptions {
         batch_bytes_max: 4 << 10,
         record_bytes_max: 1 << 10,
         free_bytes_min: 0,
-        spares_max: 1,
+        spares_kept: 1,
     }
 }
 

@@ -3,6 +3,7 @@
 mod support;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ringkeeper_proto::Zxid;
 use ringkeeper_storage::{
@@ -17,7 +18,7 @@ fn options() -> LogOptions {
         batch_bytes_max: 4 << 10,
         record_bytes_max: 4 << 10,
         free_bytes_min: 0,
-        spares_max: 8,
+        spares_kept: 8,
     }
 }
 
@@ -100,6 +101,78 @@ fn a_log_that_a_snapshot_replaces_waits_for_no_zeros() {
     write(&disk, &mut log, 61);
 }
 
+/// Takes a snapshot of nothing at `zxid`, and purges all before it; how many segments that freed.
+fn snapshot_and_purge(disk: &SimDisk, store: &Store<SimDisk>, zxid: u64) -> usize {
+    let (files, store) = (disk.clone(), store.clone());
+    let purge = async move {
+        let dir = store.snapshot_dir().to_path_buf();
+        let writer = SnapshotWriter::create_with(files, &dir, Zxid(zxid), None);
+        let snapshot = writer.expect("create").finish(0, [0; 4]).expect("finish");
+        store.register_snapshot(snapshot).await.expect("register");
+        store.purge(1).await.expect("purge").segments
+    };
+    disk.run(purge).expect("the purge comes to an end")
+}
+
+/// The log needs as many segments until the next purge as the last one has freed; what a burst has left beyond that goes.
+#[test]
+fn as_many_spares_stay_as_a_purge_frees() {
+    let disk = SimDisk::new(1);
+    let Opened { mut log, store, .. } = open(&disk);
+    let options = options();
+    let mut zxid = 0;
+    let mut fill_and_purge = |segments: usize| {
+        for _ in 0..segments * 11 {
+            zxid += 1;
+            write(&disk, &mut log, zxid);
+        }
+        snapshot_and_purge(&disk, &store, zxid)
+    };
+    let wait = || {
+        let clock = disk.clone();
+        let waited = disk.run(async move { clock.sleep(Duration::from_secs(60)).await });
+        waited.expect("the wait comes to an end");
+    };
+    disk.spawn(store.trim());
+    let burst = fill_and_purge(20);
+    assert!(burst > 2 * options.spares_kept, "{burst} segments freed");
+    wait();
+    assert_eq!(spares(&disk), burst);
+    // As much again makes no file and removes none.
+    assert_eq!(fill_and_purge(20), 20);
+    wait();
+    assert_eq!(spares(&disk), 20);
+    let few = fill_and_purge(3);
+    assert!(few < options.spares_kept, "{few} segments freed");
+    assert_eq!(spares(&disk), 20, "what is too many goes later");
+    wait();
+    assert_eq!(spares(&disk), options.spares_kept);
+    disk.set_available(0);
+    wait();
+    assert_eq!(spares(&disk), 2, "few stay where space is short");
+}
+
+/// A start is not the time to free much: what it finds becomes spares.
+#[test]
+fn a_start_keeps_what_it_finds() {
+    let disk = SimDisk::new(1);
+    let Opened { mut log, store, .. } = open(&disk);
+    for zxid in 1..=220 {
+        write(&disk, &mut log, zxid);
+    }
+    let freed = snapshot_and_purge(&disk, &store, 220);
+    let dir = store.snapshot_dir().to_path_buf();
+    let unfinished = SnapshotWriter::create_with(disk.clone(), &dir, Zxid(221), None);
+    let _unfinished = unfinished.expect("create");
+    drop((log, store));
+    let opened = open(&disk);
+    assert_eq!(opened.recovered.last_zxid, Zxid(220));
+    let names = disk.files();
+    let spare = dir.join("snapshot-spare");
+    assert!(names.contains(&spare), "{names:?}");
+    assert!(freed > options().spares_kept && spares(&disk) >= freed);
+}
+
 #[test]
 fn purged_segments_are_kept_while_there_is_room() {
     for (available, expect) in [(1 << 40, 5), (300 << 10, 2)] {
@@ -144,6 +217,25 @@ fn a_file_that_is_waited_for_is_as_good_as_a_filled_one() {
         let disk = ringkeeper_storage::DmaDisk::new().expect("start the disk");
         for (name, urgency) in [("filled", Urgency::Soon), ("reserved", Urgency::Waiting)] {
             check_file(&disk, &path.join(name), urgency).await;
+        }
+    });
+}
+
+/// Piece by piece, and the file is gone in the end; also a part of one.
+#[test]
+fn a_file_that_is_removed_gently_is_gone() {
+    let dir = temp_dir();
+    let path = dir.path().join("file");
+    on_executor(move || async move {
+        let disk = ringkeeper_storage::DmaDisk::new().expect("start the disk");
+        for bytes in [4096, (2 << 20) + 4096] {
+            let made = disk.create_zeroed(&path, bytes, |_| Urgency::Soon).await;
+            disk.close(made.expect("make the file")).await;
+            disk.remove_gently(&path, bytes).await.expect("remove");
+            assert!(!path.exists(), "{bytes} bytes");
+            let again = disk.remove_gently(&path, bytes).await;
+            let kind = again.expect_err("it is gone").kind();
+            assert_eq!(kind, std::io::ErrorKind::NotFound);
         }
     });
 }

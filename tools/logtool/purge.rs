@@ -84,8 +84,7 @@ fn run_on_own(options: &Options, out: &mut Output) -> anyhow::Result<Exit> {
     };
     let opened = open_store(&dirs, options_for(&dir))?;
     let purged = block_on(opened.store.purge(keep))?;
-    // Whoever purges by hand wants the space.
-    block_on(opened.store.remove_spare_snapshot())?;
+    block_on(opened.store.remove_spares())?;
     close_store(opened)?;
     report(&purged, false, out)
 }

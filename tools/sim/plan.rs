@@ -108,7 +108,7 @@ impl Plan {
             batch_bytes_max: 16 << 10,
             record_bytes_max: settings.tree.txn_len_max,
             free_bytes_min: 0,
-            spares_max: 1,
+            spares_kept: 1,
         }
     }
 }

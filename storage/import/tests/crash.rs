@@ -38,7 +38,7 @@ fn options() -> Options {
             batch_bytes_max: 4 << 10,
             record_bytes_max: 6 << 10,
             free_bytes_min: 0,
-            spares_max: 1,
+            spares_kept: 1,
         },
         accept_fuzzy: false,
     }

@@ -14,7 +14,7 @@ pub(crate) fn small() -> LogOptions {
         batch_bytes_max: 32 << 10,
         record_bytes_max: 64 << 10,
         free_bytes_min: 0,
-        spares_max: 2,
+        spares_kept: 2,
     }
 }
 

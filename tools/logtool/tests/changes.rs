@@ -120,6 +120,7 @@ fn purge_keeps_what_the_kept_snapshots_need() {
     assert!(text.contains("that at 0x100000324"), "{text}");
     assert!(files(dir.path(), "log-").len() < before);
     assert_eq!(files(dir.path(), "snapshot-").len(), 1);
+    assert_eq!(files(dir.path(), "spare-").len(), 0);
     expect(0, &["verify", arg(dir.path())]);
     assert!(
         expect(

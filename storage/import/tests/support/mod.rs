@@ -20,7 +20,7 @@ pub(crate) fn options() -> Options {
             batch_bytes_max: 8 << 10,
             record_bytes_max: 16 << 10,
             free_bytes_min: 0,
-            spares_max: 1,
+            spares_kept: 1,
         },
         accept_fuzzy: false,
     }
