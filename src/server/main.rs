@@ -36,6 +36,7 @@ mod serve;
 mod shard;
 mod shard_loop;
 mod snapshots;
+mod stalls;
 mod stats;
 mod threads;
 mod tree_sender;

@@ -1,6 +1,5 @@
 //! Snapshots: written by a thread of its own from a clone of the tree, so that no write waits for one.
 
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -16,11 +15,11 @@ use ringkeeper_storage::{
     Store,
 };
 use ringkeeper_transport::mailbox::{MailboxError, Sender};
-use ringkeeper_transport::{sleep, spawn_local};
 use ringkeeper_tree::Tree;
 use ringkeeper_tree::snapshot::{Chunk, SnapshotBuilder};
 
 use crate::messages::CoreMessage;
+use crate::stalls::Stalls;
 use crate::threads;
 
 /// Decoded chunks that may wait for their turn, per loading thread.
@@ -28,9 +27,6 @@ const CHUNKS_AHEAD: usize = 64;
 
 /// Chunks that are on their way from the disk while one is decoded, per loading thread.
 const READ_AHEAD: usize = 128;
-
-/// How often the core's executor is looked at while a snapshot is under way.
-const PROBE_PAUSE: Duration = Duration::from_millis(1);
 
 /// A snapshot that is slower than this after a second gets a share of its CPU, whoever else wants it.
 const BYTES_PER_SECOND_MIN: u64 = 16 << 20;
@@ -41,9 +37,6 @@ const FREED_PER_TURN: usize = 1000;
 
 /// Snapshots that take longer than this are counted as this: a day in microseconds.
 const TIME_MAX_US: u64 = 86_400_000_000;
-
-/// A stall that counts.
-const STALL: Duration = Duration::from_millis(5);
 
 /// A snapshot that is written, flushed and verified.
 #[derive(Clone, Copy, Debug)]
@@ -78,30 +71,6 @@ pub(crate) struct Snapshots {
     flush_times: FlushTimes,
     /// Of whole snapshots, in microseconds.
     times: Histogram<u64>,
-}
-
-/// How late the core's executor was with what was due while a snapshot was under way.
-#[derive(Debug, Default)]
-struct Stalls {
-    is_under_way: Cell<bool>,
-    longest: Cell<Duration>,
-    over_limit: Cell<u64>,
-}
-
-impl Stalls {
-    /// Looks until the snapshot has ended. What makes it late is whatever keeps the executor: a long turn, a page that is
-    /// not there, the snapshot thread on its CPU, or a hypervisor.
-    async fn probe(self: Rc<Self>) {
-        while self.is_under_way.get() {
-            let started = Instant::now();
-            sleep(PROBE_PAUSE).await;
-            let late = started.elapsed().saturating_sub(PROBE_PAUSE);
-            self.longest.set(self.longest.get().max(late));
-            if late > STALL {
-                self.over_limit.set(self.over_limit.get() + 1);
-            }
-        }
-    }
 }
 
 impl Snapshots {
@@ -157,9 +126,7 @@ impl Snapshots {
         self.busy = self.jobs.try_send(Job::Take(tree.clone(), history)).is_ok();
         if self.busy {
             *since = LoggedSince::default();
-            if !self.stalls.is_under_way.replace(true) {
-                spawn_local(Rc::clone(&self.stalls).probe()).detach();
-            }
+            self.stalls.begin();
         }
     }
 
@@ -172,15 +139,12 @@ impl Snapshots {
     }
 
     /// What `mntr` shows of it.
-    pub(crate) fn metrics(&self) -> [(&'static str, Metric); 4] {
-        let longest_us = u64::try_from(self.stalls.longest.get().as_micros()).unwrap_or(u64::MAX);
-        let over_limit = self.stalls.over_limit.get();
-        [
+    pub(crate) fn metrics(&self) -> impl Iterator<Item = (&'static str, Metric)> {
+        let own = [
             ("snapshot_under_way", Metric::Integer(self.busy.into())),
             ("snapshot_bytes", Metric::Integer(self.last_bytes)),
-            ("snapshot_core_stall_max_us", Metric::Integer(longest_us)),
-            ("snapshot_core_stalls_over_5ms", Metric::Integer(over_limit)),
-        ]
+        ];
+        own.into_iter().chain(self.stalls.metrics())
     }
 
     /// Latencies in microseconds that `mntr` shows of it.
@@ -194,7 +158,7 @@ impl Snapshots {
     /// The snapshot under way has ended; what was taken if it is whole.
     pub(crate) fn ended(&mut self, taken: Option<&SnapshotTaken>) {
         self.busy = false;
-        self.stalls.is_under_way.set(false);
+        self.stalls.end();
         if let Some(taken) = taken {
             self.last_bytes = taken.info.bytes;
             self.times.saturating_record(taken.ms.saturating_mul(1000));
