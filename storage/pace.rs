@@ -39,6 +39,8 @@ pub(crate) struct Pace {
     started: Instant,
     spent: u64,
     log: Option<Watched>,
+    /// Nothing was seen to be written to the log.
+    was_quiet: bool,
 }
 
 /// A log, and when something was last seen to be written to it.
@@ -57,6 +59,7 @@ impl Pace {
             started: Instant::now(),
             spent: 0,
             log: None,
+            was_quiet: false,
         }
     }
 
@@ -74,6 +77,11 @@ impl Pace {
         self.bytes_per_second.is_some()
     }
 
+    /// Whether there is a limit that held when something was spent last.
+    pub(crate) fn is_held(&self) -> bool {
+        self.is_limited() && !self.was_quiet
+    }
+
     /// So many bytes were made, written or read: sleeps until the rate allows more, and for [`REST`] in any case.
     pub(crate) fn spend(&mut self, bytes: usize) {
         let pause = self.pause_after(bytes, Instant::now());
@@ -86,7 +94,8 @@ impl Pace {
         let Some(rate) = self.bytes_per_second else {
             return Duration::ZERO;
         };
-        if self.log.as_mut().is_some_and(|log| log.is_quiet(now)) {
+        self.was_quiet = self.log.as_mut().is_some_and(|log| log.is_quiet(now));
+        if self.was_quiet {
             // What was free is not to be paid for later.
             (self.started, self.spent) = (now, 0);
             return Duration::ZERO;
@@ -129,6 +138,7 @@ mod tests {
         for none in [None, Some(0)] {
             let mut pace = Pace::new(none);
             assert_eq!(pace.pause_after(1000 * MIB, start), ms(0));
+            assert!(!pace.is_held());
         }
     }
 
@@ -141,9 +151,12 @@ mod tests {
         let start = pace.started;
         // It was written just now for all one knows.
         assert_eq!(pace.pause_after(MIB, start), ms(100));
+        assert!(pace.is_held());
         assert_eq!(pace.pause_after(100 * MIB, start + ms(200)), ms(0));
+        assert!(!pace.is_held());
         activity.note(2);
         assert_eq!(pace.pause_after(MIB, start + ms(200)), ms(100));
+        assert!(pace.is_held());
         activity.note(3);
         assert_eq!(pace.pause_after(MIB, start + ms(250)), ms(150));
         assert_eq!(pace.pause_after(MIB, start + ms(349)), ms(151));

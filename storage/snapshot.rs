@@ -56,10 +56,11 @@ pub(crate) const PREFIX: &str = "snapshot-";
 const UNFINISHED: &str = ".tmp";
 /// A file that is to be written over.
 const SPARE: &str = "snapshot-spare";
-/// Written in pieces of this size.
+/// Written in pieces of this size,
 const WRITE_BYTES: usize = PIECE_BYTES;
-/// Read in pieces of this size when a budget holds: a log write then waits no longer for the device than without.
-const CHECK_BYTES: usize = 64 << 10;
+/// and written and read in pieces of this size while a budget holds: a log write then waits hardly longer for the device than
+/// without.
+const GENTLE_BYTES: usize = 64 << 10;
 const PLAIN: u32 = 0;
 const LZ4: u32 = 1;
 /// Bytes before an LZ4 block: its decoded length.
@@ -328,11 +329,15 @@ impl<F: SnapshotFiles> SnapshotWriter<F> {
     fn put(&mut self, mut bytes: &[u8]) -> Result<(), StorageError> {
         self.offset += bytes.len() as u64;
         while !bytes.is_empty() {
-            let room = WRITE_BYTES - self.buffer.len();
+            let most = match self.pace.is_held() {
+                true => GENTLE_BYTES,
+                false => WRITE_BYTES,
+            };
+            let room = most.saturating_sub(self.buffer.len());
             let (now, later) = bytes.split_at(room.min(bytes.len()));
             self.buffer.extend_from_slice(now);
             bytes = later;
-            if self.buffer.len() == WRITE_BYTES {
+            if self.buffer.len() >= most {
                 self.write_out()?;
             }
         }
@@ -343,6 +348,7 @@ impl<F: SnapshotFiles> SnapshotWriter<F> {
         let started = Instant::now();
         self.file
             .write_all(&self.buffer)
+            .and_then(|()| self.file.pass_on(!self.pace.is_held()))
             .map_err(|error| StorageError::io("write snapshot", &self.temporary, None, error))?;
         self.count(started);
         self.buffer.clear();
@@ -582,7 +588,7 @@ impl<R: ReadFile> SnapshotReader<R> {
         bytes.resize(chunk.bytes, 0);
         let mut offset = chunk.offset;
         let piece_bytes = if pace.is_limited() {
-            CHECK_BYTES
+            GENTLE_BYTES
         } else {
             CHUNK_BYTES_MAX
         };
@@ -846,6 +852,23 @@ mod tests {
                 read(dir.path(), info).is_err(),
                 "a cut at {at} went unnoticed"
             );
+        }
+    }
+
+    /// A log that is written waits for little at a time; nobody waits for what is not held to a rate.
+    #[test]
+    fn pieces_are_small_while_a_budget_holds() {
+        let dir = tempfile::tempdir().expect("make a directory");
+        for (rate, pieces) in [(None, [0, 0, 0, 4]), (Some(1 << 40), [1, 2, 3, 4])] {
+            let mut writer = SnapshotWriter::create(dir.path(), Zxid(1), rate).expect("create");
+            for expect in pieces {
+                let chunk = vec![7; GENTLE_BYTES];
+                writer.push_chunk(1, &chunk).expect("push a chunk");
+                let len = std::fs::metadata(&writer.temporary)
+                    .expect("it is there")
+                    .len();
+                assert_eq!(len, expect * GENTLE_BYTES as u64, "{rate:?}");
+            }
         }
     }
 

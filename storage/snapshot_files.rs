@@ -2,13 +2,14 @@
 
 use std::{
     fs, io,
-    io::Write,
+    io::{IoSlice, Write},
     num::NonZeroU64,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::Path,
 };
 
 use rustix::fs::{Advice, OFlags};
+use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 
 use crate::disk::{BLOCK_BYTES, round_up};
 
@@ -39,6 +40,12 @@ pub trait SnapshotFiles {
 
 /// A file being written.
 pub trait WriteFile: Write {
+    /// Brings whole blocks of what was written to the file, and also to stable storage if that is asked; there they come by
+    /// [`WriteFile::flush_durably`] at the latest.
+    fn pass_on(&mut self, _is_durable: bool) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Brings what was written to stable storage, once nothing more will be.
     fn flush_durably(&mut self) -> io::Result<()>;
 }
@@ -105,11 +112,12 @@ impl SnapshotFiles for StdFiles {
     }
 }
 
-/// A file written past the page cache, piece by piece, each durable before the next.
+/// A file written past the page cache, in pieces that the writer passes on.
 ///
 /// The system's own writeback comes in bursts of megabytes, from any CPU, and what the log writes meanwhile queues behind
 /// them. One piece at a time is all that ever stands in the way of a log write, and the thread that writes it, not the
-/// core, pays for it.
+/// core, pays for it. Nor is much left for the last flush: each piece is durable before the next, or a log is written that
+/// flushes the device again and again.
 ///
 /// Invariant: `place..place + used` of `memory` is what was written and is not in the file; `offset` is a multiple of
 /// [`BLOCK_BYTES`].
@@ -137,7 +145,7 @@ impl DurableFile {
                 .custom_flags(flags.bits().cast_signed())
                 .open(path)
         };
-        let file = match open(OFlags::DIRECT | OFlags::DSYNC) {
+        let file = match open(OFlags::DIRECT) {
             // A file system without direct writes; memory is its disk, or a network.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => open(OFlags::DSYNC)?,
             opened => opened?,
@@ -166,11 +174,7 @@ impl Write for DurableFile {
         self.piece()[used..used + len].copy_from_slice(now);
         self.used += len;
         if self.used == PIECE_BYTES {
-            let offset = self.offset;
-            let piece = self.memory.get(self.place..self.place + PIECE_BYTES);
-            self.file.write_all_at(piece.unwrap_or_default(), offset)?;
-            self.offset += PIECE_BYTES as u64;
-            self.used = 0;
+            self.pass_on(true)?;
         }
         Ok(len)
     }
@@ -181,6 +185,32 @@ impl Write for DurableFile {
 }
 
 impl WriteFile for DurableFile {
+    fn pass_on(&mut self, is_durable: bool) -> io::Result<()> {
+        let rest = self.used % BLOCK_BYTES;
+        let end = self.used - rest;
+        let flags = match is_durable {
+            true => ReadWriteFlags::DSYNC,
+            false => ReadWriteFlags::empty(),
+        };
+        let mut written = 0;
+        while written < end {
+            let blocks = self.memory.get(self.place + written..self.place + end);
+            let blocks = blocks.expect("the memory has room for a piece");
+            match pwritev2(&self.file, &[IoSlice::new(blocks)], self.offset, flags) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    written += count;
+                    self.offset += count as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.piece().copy_within(end..end + rest, 0);
+        self.used = rest;
+        Ok(())
+    }
+
     fn flush_durably(&mut self) -> io::Result<()> {
         let (used, offset) = (self.used, self.offset);
         let stored = round_up(used);
@@ -278,8 +308,11 @@ mod tests {
         ] {
             let bytes: Vec<u8> = (0..251).cycle().take(len).collect();
             let mut file = StdFiles.create(&path).expect("create");
-            for part in bytes.chunks(10_007) {
+            for (number, part) in bytes.chunks(10_007).enumerate() {
                 file.write_all(part).expect("write");
+                if number % 3 > 0 {
+                    file.pass_on(number % 3 == 1).expect("write whole blocks");
+                }
             }
             file.flush_durably().expect("flush");
             assert!(fs::read(&path).expect("read") == bytes, "{len} bytes");
@@ -299,7 +332,7 @@ mod tests {
         }
     }
 
-    /// Both past the page cache where the file system can, and each piece durable before the next.
+    /// Both past the page cache where the file system can; where it cannot, each write is durable.
     #[test]
     fn files_are_opened_past_the_page_cache() {
         // On the build's file system: the system's temporary one may be in memory.
@@ -318,7 +351,7 @@ mod tests {
         let written = StdFiles.create(&path).expect("create");
         let flags = flags_of(&written.file);
         assert_eq!(flags.contains(OFlags::DIRECT), direct.is_ok());
-        assert!(flags.contains(OFlags::DSYNC), "{flags:?}");
+        assert!(direct.is_ok() || flags.contains(OFlags::DSYNC), "{flags:?}");
     }
 
     /// What a piece fills is in the file before the next one comes; only the rest waits for the flush.
