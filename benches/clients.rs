@@ -1,5 +1,6 @@
 //! Clients of a whole server: each has one request in flight, all of them one thread.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -13,12 +14,18 @@ use ringkeeper_proto::reply::ReplyHeader;
 use ringkeeper_proto::{Reader, Request, Xid};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
 
 use crate::latency::Latencies;
 
 const TIMEOUT_MS: i32 = 40_000;
 /// Longer than any reply to what the benches ask for.
 const REPLY_LEN_MAX: usize = 4096;
+/// What epoll says of the timer; clients have their index.
+const TIMER: u64 = u64::MAX;
 
 /// Sessions with one request in flight each.
 #[derive(Debug)]
@@ -84,7 +91,7 @@ impl Clients {
         let (mut sent, mut done) = (0, 0);
         for (index, client) in self.clients.iter_mut().enumerate() {
             if sent < count {
-                client.send(index, &mut encode)?;
+                client.send(index, Instant::now(), &mut encode)?;
                 sent += 1;
             }
         }
@@ -103,12 +110,58 @@ impl Clients {
                 self.latencies.record(latency);
                 done += 1;
                 if sent < count {
-                    client.send(index, &mut encode)?;
+                    client.send(index, Instant::now(), &mut encode)?;
                     sent += 1;
                 }
             }
         }
         Ok(began.elapsed())
+    }
+
+    /// Sends a request each `interval` for `time`, by whichever client is free, and waits for the replies, which must be
+    /// successes. Latencies count from when a request was due: what has to wait for a free client has waited, too.
+    ///
+    /// # Errors
+    /// As [`Clients::run`], and when there is one client only or no timer to be had.
+    pub fn run_each(
+        &mut self,
+        interval: Duration,
+        time: Duration,
+        mut encode: impl FnMut(usize, Xid, &mut BytesMut),
+    ) -> Result<()> {
+        let epoll = self.epoll.as_ref().context("more than one client")?;
+        let timer = timer_of(interval)?;
+        let data = epoll::EventData::new_u64(TIMER);
+        epoll::add(epoll, &timer, data, epoll::EventFlags::IN)?;
+        let mut free: Vec<usize> = (0..self.clients.len()).collect();
+        let mut waiting = VecDeque::new();
+        let began = Instant::now();
+        let mut due = began + interval;
+        let mut ready = Vec::new();
+        while due < began + time || !waiting.is_empty() || free.len() < self.clients.len() {
+            self.wait(&mut ready)?;
+            forget_expirations(&timer)?;
+            while due <= Instant::now() && due < began + time {
+                waiting.push_back(due);
+                due += interval;
+            }
+            for index in ready.drain(..) {
+                let Some(client) = self.clients.get_mut(index) else {
+                    continue;
+                };
+                if let Some(latency) = client.receive()? {
+                    self.latencies.record(latency);
+                    free.push(index);
+                }
+            }
+            while !waiting.is_empty()
+                && let Some(index) = free.pop()
+                && let Some(since) = waiting.pop_front()
+            {
+                self.clients[index].send(index, since, &mut encode)?;
+            }
+        }
+        Ok(())
     }
 
     /// The latencies since this was last asked for.
@@ -140,22 +193,26 @@ impl Clients {
             Err(error) => return Err(error).context("wait for replies"),
         }
         for event in &events {
-            ready.push(usize::try_from(event.data.u64())?);
+            if event.data.u64() != TIMER {
+                ready.push(usize::try_from(event.data.u64())?);
+            }
         }
         Ok(())
     }
 }
 
 impl Client {
+    /// Sends a request that was due at `since`.
     fn send(
         &mut self,
         index: usize,
+        since: Instant,
         encode: &mut impl FnMut(usize, Xid, &mut BytesMut),
     ) -> Result<()> {
         self.xid += 1;
         self.out.clear();
         encode(index, Xid(self.xid), &mut self.out);
-        self.sent = Some(Instant::now());
+        self.sent = Some(since);
         self.stream.write_all(&self.out).context("send a request")
     }
 
@@ -184,6 +241,27 @@ impl Client {
         self.input.clear();
         let sent = self.sent.take().context("a reply without a request")?;
         Ok(Some(arrived.duration_since(sent)))
+    }
+}
+
+/// A timer that fires each `interval`.
+fn timer_of(interval: Duration) -> Result<OwnedFd> {
+    let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+    let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+    let interval = Timespec::try_from(interval)?;
+    let each = Itimerspec {
+        it_interval: interval,
+        it_value: interval,
+    };
+    timerfd_settime(&timer, TimerfdTimerFlags::empty(), &each)?;
+    Ok(timer)
+}
+
+/// Takes note of what a timer has fired, so that it can be waited for again.
+fn forget_expirations(timer: &OwnedFd) -> Result<()> {
+    match rustix::io::read(timer, &mut [0; 8]) {
+        Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(()),
+        Err(error) => Err(error).context("read a timer"),
     }
 }
 

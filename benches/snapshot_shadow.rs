@@ -3,8 +3,9 @@
 //!
 //! The server is `target/release/ringkeeper` (`cargo build --release`), or what `RINGKEEPER_BIN` names.
 //! `RINGKEEPER_BENCH_ZNODES` says how many znodes of 100 bytes there are (1,000,000), `RINGKEEPER_BENCH_ROUNDS` how many
-//! rounds (3). Data lies below `target`; `RINGKEEPER_BENCH_DIR` names another place. Not by criterion: what counts is the
-//! tail, and rounds with and without take turns.
+//! rounds (3) of how many `RINGKEEPER_BENCH_SECONDS` (12), `RINGKEEPER_BENCH_RATE` how many sets come each second (unless
+//! said, the clients ask without a pause). Data lies below `target`; `RINGKEEPER_BENCH_DIR` names another place. Not by
+//! criterion: what counts is the tail, and rounds with and without take turns.
 #![expect(
     clippy::print_stdout,
     reason = "a bench shows what its figures belong to"
@@ -25,25 +26,29 @@ use ringkeeper_harness::Server;
 /// Clients with one set on its way each.
 const CLIENTS: usize = 8;
 const ROUNDS: usize = 3;
-fn sets(server: &Server, znodes: usize, time: Duration) -> Latencies {
+/// What a round takes: a whole snapshot of a million znodes is in it.
+const SECONDS: usize = 12;
+
+/// Latencies of sets for `time`: of so many each second, or of as many as the server can.
+fn sets(server: &Server, znodes: usize, time: Duration, per_second: Option<u32>) -> Latencies {
     let mut clients =
         Clients::connect(server.address(), CLIENTS).expect("the server takes clients");
     let mut number = 0_usize;
-    let mut round = |clients: &mut Clients, count| {
-        let next = |_client: usize, xid, out: &mut BytesMut| {
-            number = (number + 7919) % znodes;
-            set(&path_of(number), &[b'y'; 100]).encode_frame(xid, out);
-        };
-        clients.run(count, next).expect("the server commits");
+    let mut next = |_client: usize, xid, out: &mut BytesMut| {
+        number = (number + 7919) % znodes;
+        set(&path_of(number), &[b'y'; 100]).encode_frame(xid, out);
     };
     // What the first ones wait for is the start.
-    round(&mut clients, 2000);
+    clients.run(2000, &mut next).expect("the server commits");
     drop(clients.take_latencies());
-    let began = Instant::now();
-    loop {
-        round(&mut clients, 2000);
-        if began.elapsed() >= time {
-            break;
+    if let Some(per_second) = per_second {
+        let interval = Duration::from_secs(1) / per_second;
+        let run = clients.run_each(interval, time, &mut next);
+        run.expect("the server commits");
+    } else {
+        let began = Instant::now();
+        while began.elapsed() < time {
+            clients.run(2000, &mut next).expect("the server commits");
         }
     }
     let latencies = clients.take_latencies();
@@ -53,13 +58,14 @@ fn sets(server: &Server, znodes: usize, time: Duration) -> Latencies {
 
 fn main() {
     let told = |name: &str| env::var(name).ok().and_then(|told| told.parse().ok());
+    let per_second = told("RINGKEEPER_BENCH_RATE").and_then(|rate| u32::try_from(rate).ok());
     let (znodes, rounds, time) = if is_smoke_test() {
         (1000, 1, Duration::from_millis(300))
     } else {
         (
             told("RINGKEEPER_BENCH_ZNODES").unwrap_or(1_000_000),
             told("RINGKEEPER_BENCH_ROUNDS").unwrap_or(ROUNDS),
-            Duration::from_secs(12),
+            Duration::from_secs(told("RINGKEEPER_BENCH_SECONDS").unwrap_or(SECONDS) as u64),
         )
     };
     let dir = directory();
@@ -74,13 +80,15 @@ fn main() {
         let both = [("without", NO_SNAPSHOTS), ("with", ALWAYS_SNAPSHOTS)].map(|(name, settings)| {
             let mut server = server(dir.path(), settings);
             let started = server.start(PATIENCE).expect("the server starts");
-            let latencies = sets(&server, znodes, time);
+            let latencies = sets(&server, znodes, time, per_second);
             println!(
-                "round {round}, {name}: start {} ms; {latencies}; {} snapshots, core stalled {} us at most, {} times \
-                 over 5 ms",
+                "round {round}, {name}: start {} ms; {latencies}; {} snapshots, core late by {} us at most \
+                 ({} busy, {} waiting for its CPU), {} times over 5 ms",
                 started.as_millis(),
                 metric(&server, "snapshots_taken"),
                 metric(&server, "snapshot_core_stall_max_us"),
+                metric(&server, "snapshot_core_busy_max_us"),
+                metric(&server, "snapshot_core_wait_max_us"),
                 metric(&server, "snapshot_core_stalls_over_5ms"),
             );
             stop(&mut server);
