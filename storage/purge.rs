@@ -170,19 +170,19 @@ impl<D: Disk> Store<D> {
     }
 
     async fn trim_once(&self) -> Result<(), StorageError> {
-        if self.is_short()? {
-            return self.remove_spares_beyond(SPARES_FEW).await;
-        }
         let log = &*self.inner.log;
-        while let Some(number) = self.spare_beyond(self.spares_wanted()) {
+        loop {
+            if self.is_short()? {
+                return self.remove_spares_beyond(SPARES_FEW).await;
+            }
+            let Some(number) = self.spare_beyond(self.spares_wanted()) else {
+                return Ok(());
+            };
             let path = spare_path(&log.dir, number);
-            let removed = log
-                .disk
-                .remove_gently(&path, log.options.segment_bytes)
-                .await;
+            let bytes = log.options.segment_bytes;
+            let removed = log.disk.remove_gently(&path, bytes).await;
             removed.map_err(|error| StorageError::io("remove", path, None, error))?;
         }
-        Ok(())
     }
 
     async fn remove_spares_beyond(&self, count: usize) -> Result<(), StorageError> {
