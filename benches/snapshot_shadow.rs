@@ -58,7 +58,9 @@ fn sets(server: &Server, znodes: usize, time: Duration, per_second: Option<u32>)
 
 fn main() {
     let told = |name: &str| env::var(name).ok().and_then(|told| told.parse().ok());
-    let per_second = told("RINGKEEPER_BENCH_RATE").and_then(|rate| u32::try_from(rate).ok());
+    let per_second = told("RINGKEEPER_BENCH_RATE")
+        .and_then(|rate| u32::try_from(rate).ok())
+        .filter(|rate| *rate > 0);
     let (znodes, rounds, time) = if is_smoke_test() {
         (1000, 1, Duration::from_millis(300))
     } else {

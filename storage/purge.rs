@@ -212,7 +212,7 @@ impl<D: Disk> Store<D> {
         let available = log.disk.available(&log.dir);
         let available = available
             .map_err(|error| StorageError::io("measure free space", &log.dir, None, error))?;
-        let spares = self.spares_wanted() as u64;
+        let spares = log.options.spares_kept as u64;
         let room = log.options.segment_bytes.saturating_mul(spares);
         Ok(available < room.saturating_add(log.options.free_bytes_min))
     }
