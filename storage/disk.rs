@@ -106,10 +106,9 @@ pub trait Disk: Clone + 'static {
     fn close(&self, file: Self::File) -> impl Future<Output = ()>;
     /// Renames a file within one file system, replacing the target.
     fn rename(&self, from: &Path, to: &Path) -> impl Future<Output = io::Result<()>>;
-    /// Removes a file of `bytes` bytes that nobody wants, and takes its time: a device that gives back much space at once
+    /// Removes a file of so many bytes that nobody wants, and takes its time: a device that gives back much space at once
     /// keeps what is written meanwhile waiting. Interrupted, it leaves the file with whatever content.
-    fn remove_gently(&self, path: &Path, bytes: u64) -> impl Future<Output = io::Result<()>> {
-        let _ = bytes;
+    fn remove_gently(&self, path: &Path, _bytes: u64) -> impl Future<Output = io::Result<()>> {
         self.remove(path)
     }
     /// Removes a file.

@@ -23,7 +23,7 @@ use crate::{
 /// Spares that are kept even where space is short.
 const SPARES_FEW: usize = 2;
 
-/// How long spares that are too many are left alone.
+/// How long from one look for spares that are too many to the next.
 const TRIM_PAUSE: Duration = Duration::from_secs(10);
 
 /// What a purge did.

@@ -50,7 +50,7 @@ impl Frame {
             checksum: U32::ZERO,
             zxid: U64::new(zxid.0),
         };
-        // What the checksum covers is moved together for a moment, since each call costs as much as 50 bytes do.
+        // What the checksum covers is moved together for a moment: two calls cost more than the bytes of a small record.
         let (summed_from, payload_from) = (size_of::<U32>(), FRAME_BYTES);
         slot[summed_from..payload_from].copy_from_slice(frame.summed().as_bytes());
         frame.checksum = U32::new(crc32c::crc32c(&slot[summed_from..]));

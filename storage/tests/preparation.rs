@@ -128,6 +128,7 @@ fn as_many_spares_stay_as_a_purge_frees() {
         }
         snapshot_and_purge(&disk, &store, zxid)
     };
+    // On the simulated clock: all that is due in a minute has happened then, and no time is spent.
     let wait = || {
         let clock = disk.clone();
         let waited = disk.run(async move { clock.sleep(Duration::from_secs(60)).await });
