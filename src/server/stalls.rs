@@ -24,6 +24,8 @@ const STALL: Duration = Duration::from_millis(5);
 #[derive(Debug, Default)]
 pub(crate) struct Stalls {
     is_under_way: Cell<bool>,
+    /// A probe runs; it may have to notice yet that a snapshot has ended, and perhaps the next one begun.
+    is_probed: Cell<bool>,
     longest: Cell<Duration>,
     /// The most of one delay that the core ran itself.
     longest_busy: Cell<Duration>,
@@ -35,7 +37,8 @@ pub(crate) struct Stalls {
 impl Stalls {
     /// Looks, as a task of this executor, until [`Stalls::end`].
     pub(crate) fn begin(self: &Rc<Self>) {
-        if !self.is_under_way.replace(true) {
+        self.is_under_way.set(true);
+        if !self.is_probed.replace(true) {
             spawn_local(Rc::clone(self).probe()).detach();
         }
     }
@@ -52,6 +55,7 @@ impl Stalls {
             let late = started.elapsed().saturating_sub(PROBE_PAUSE);
             self.note(late, thread.now().since(before));
         }
+        self.is_probed.set(false);
     }
 
     /// Takes note of a delay, during which the thread had `spent` so much.
@@ -62,6 +66,12 @@ impl Stalls {
         raise(&self.longest_wait, late.min(spent.waited));
         if late > STALL {
             self.over_limit.set(self.over_limit.get() + 1);
+            tracing::debug!(
+                late_us = late.as_micros(),
+                busy_us = spent.ran.as_micros(),
+                waited_us = spent.waited.as_micros(),
+                "the core was late"
+            );
         }
     }
 
@@ -131,6 +141,8 @@ mod tests {
     use std::sync::{Arc, Barrier};
     use std::thread;
 
+    use ringkeeper_transport::{ExecutorSpec, run_executor};
+
     use super::*;
 
     const fn ms(count: u64) -> Duration {
@@ -149,6 +161,29 @@ mod tests {
         }
         let expect = [9000, 4000, 5000, 2].map(Metric::Integer);
         assert_eq!(stalls.metrics().map(|(_, metric)| metric), expect);
+    }
+
+    #[test]
+    fn snapshots_in_quick_succession_are_watched_by_one_probe() {
+        let watching = async {
+            let stalls = Rc::<Stalls>::default();
+            for _ in 0..5 {
+                stalls.begin();
+                sleep(Duration::ZERO).await;
+                stalls.end();
+            }
+            stalls.begin();
+            assert_eq!(Rc::strong_count(&stalls), 2);
+            stalls.end();
+            while Rc::strong_count(&stalls) > 1 {
+                sleep(PROBE_PAUSE).await;
+            }
+            // And by another one once it has gone.
+            stalls.begin();
+            assert_eq!(Rc::strong_count(&stalls), 2);
+            stalls.end();
+        };
+        run_executor(&ExecutorSpec::new("test", None), watching).expect("an executor");
     }
 
     /// Of two threads that want one CPU each works for a part of the time and waits for the rest; one that sleeps does neither.
