@@ -19,7 +19,7 @@ use rustix::time::{
     timerfd_settime,
 };
 
-use crate::latency::Latencies;
+use crate::latency::{Answered, Latencies};
 
 const TIMEOUT_MS: i32 = 40_000;
 /// Longer than any reply to what the benches ask for.
@@ -33,7 +33,7 @@ pub struct Clients {
     /// `None` for a lone client: it waits in its read, as a plain client does.
     epoll: Option<OwnedFd>,
     clients: Vec<Client>,
-    latencies: Latencies,
+    answered: Vec<Answered>,
 }
 
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl Clients {
         Ok(Self {
             epoll,
             clients,
-            latencies: Latencies::new(),
+            answered: Vec::new(),
         })
     }
 
@@ -104,10 +104,10 @@ impl Clients {
                 let Some(client) = self.clients.get_mut(index).filter(waits) else {
                     continue;
                 };
-                let Some(latency) = client.receive()? else {
+                let Some(answered) = client.receive()? else {
                     continue;
                 };
-                self.latencies.record(latency);
+                self.answered.push(answered);
                 done += 1;
                 if sent < count {
                     client.send(index, Instant::now(), &mut encode)?;
@@ -149,8 +149,8 @@ impl Clients {
                 let Some(client) = self.clients.get_mut(index) else {
                     continue;
                 };
-                if let Some(latency) = client.receive()? {
-                    self.latencies.record(latency);
+                if let Some(answered) = client.receive()? {
+                    self.answered.push(answered);
                     free.push(index);
                 }
             }
@@ -164,9 +164,14 @@ impl Clients {
         Ok(())
     }
 
-    /// The latencies since this was last asked for.
+    /// The latencies since this or [`Clients::take_answered`] was last asked for.
     pub fn take_latencies(&mut self) -> Latencies {
-        std::mem::take(&mut self.latencies)
+        self.take_answered().iter().collect()
+    }
+
+    /// What was answered since then.
+    pub fn take_answered(&mut self) -> Vec<Answered> {
+        std::mem::take(&mut self.answered)
     }
 
     /// Closes all sessions.
@@ -216,8 +221,8 @@ impl Client {
         self.stream.write_all(&self.out).context("send a request")
     }
 
-    /// Reads what is there; the latency, when it completes the reply.
-    fn receive(&mut self) -> Result<Option<Duration>> {
+    /// Reads what is there; the request, when that completes its reply.
+    fn receive(&mut self) -> Result<Option<Answered>> {
         let mut chunk = [0; REPLY_LEN_MAX];
         let count = self.stream.read(&mut chunk).context("read a reply")?;
         ensure!(count > 0, "the server closed the connection");
@@ -239,8 +244,9 @@ impl Client {
             self.xid
         );
         self.input.clear();
-        let sent = self.sent.take().context("a reply without a request")?;
-        Ok(Some(arrived.duration_since(sent)))
+        let since = self.sent.take().context("a reply without a request")?;
+        let took = arrived.duration_since(since);
+        Ok(Some(Answered { since, took }))
     }
 }
 

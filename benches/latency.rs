@@ -1,9 +1,18 @@
 //! Latencies with their tail: criterion's estimate is of the mean, and a mean hides what clients wait for.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+
+/// A request that was answered.
+#[derive(Clone, Copy, Debug)]
+pub struct Answered {
+    /// When it was due.
+    pub since: Instant,
+    /// Its latency.
+    pub took: Duration,
+}
 
 /// Latencies, exact to three digits.
 #[derive(Clone, Debug)]
@@ -45,6 +54,16 @@ impl Latencies {
     /// How many there are.
     pub fn count(&self) -> u64 {
         self.0.len()
+    }
+}
+
+impl<'a> FromIterator<&'a Answered> for Latencies {
+    fn from_iter<I: IntoIterator<Item = &'a Answered>>(answered: I) -> Self {
+        let mut latencies = Self::new();
+        answered
+            .into_iter()
+            .for_each(|request| latencies.record(request.took));
+        latencies
     }
 }
 

@@ -12,6 +12,7 @@ pub mod clients;
 pub mod environment;
 pub mod floor;
 pub mod latency;
+pub mod pauses;
 pub mod served;
 
 use std::path::PathBuf;

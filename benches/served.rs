@@ -42,7 +42,9 @@ pub fn program(variable: &str, name: &str) -> PathBuf {
 /// When there is no program, or no room for its files.
 pub fn server(dir: &Path, settings: &str) -> Server {
     let program = program("RINGKEEPER_BIN", "ringkeeper");
-    let launch = Launch::parse(&format!("{} serve", program.display()));
+    // Whatever the core is late with beside a snapshot is in the log.
+    let logged = "--log-level info,ringkeeper::stalls=debug";
+    let launch = Launch::parse(&format!("{} {logged} serve", program.display()));
     let launch = launch.expect("a command line without blanks");
     let server = Server::new(launch, dir).expect("room for its files");
     let mut file = OpenOptions::new()

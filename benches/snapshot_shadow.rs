@@ -6,17 +6,21 @@
 //! rounds (3) of how many `RINGKEEPER_BENCH_SECONDS` (12), `RINGKEEPER_BENCH_RATE` how many sets come each second (unless
 //! said, the clients ask without a pause). Data lies below `target`; `RINGKEEPER_BENCH_DIR` names another place. Not by
 //! criterion: what counts is the tail, and rounds with and without take turns.
+//!
+//! Beside all of it the machine is watched ([`Watch`]): a request during which a CPU did not run what was due tells of the
+//! machine, so the tail is shown of all requests and of the others alone.
 #![expect(
     clippy::print_stdout,
     reason = "a bench shows what its figures belong to"
 )]
 
-use std::env;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
+use std::{env, fs};
 
 use bytes::BytesMut;
 use ringkeeper_benches::clients::Clients;
-use ringkeeper_benches::latency::Latencies;
+use ringkeeper_benches::latency::{Answered, Latencies};
+use ringkeeper_benches::pauses::{Pauses, Watch};
 use ringkeeper_benches::served::{
     ALWAYS_SNAPSHOTS, NO_SNAPSHOTS, PATIENCE, fill, metric, server, stop,
 };
@@ -29,8 +33,11 @@ const ROUNDS: usize = 3;
 /// What a round takes: a whole snapshot of a million znodes is in it.
 const SECONDS: usize = 12;
 
-/// Latencies of sets for `time`: of so many each second, or of as many as the server can.
-fn sets(server: &Server, znodes: usize, time: Duration, per_second: Option<u32>) -> Latencies {
+/// A core that is late for longer has missed the goal.
+const LATE: Duration = Duration::from_millis(5);
+
+/// Sets that were answered in `time`: so many each second, or as many as the server can.
+fn sets(server: &Server, znodes: usize, time: Duration, per_second: Option<u32>) -> Vec<Answered> {
     let mut clients =
         Clients::connect(server.address(), CLIENTS).expect("the server takes clients");
     let mut number = 0_usize;
@@ -40,7 +47,7 @@ fn sets(server: &Server, znodes: usize, time: Duration, per_second: Option<u32>)
     };
     // What the first ones wait for is the start.
     clients.run(2000, &mut next).expect("the server commits");
-    drop(clients.take_latencies());
+    drop(clients.take_answered());
     if let Some(per_second) = per_second {
         let interval = Duration::from_secs(1) / per_second;
         let run = clients.run_each(interval, time, &mut next);
@@ -51,9 +58,65 @@ fn sets(server: &Server, znodes: usize, time: Duration, per_second: Option<u32>)
             clients.run(2000, &mut next).expect("the server commits");
         }
     }
-    let latencies = clients.take_latencies();
+    let answered = clients.take_answered();
     clients.close().expect("the server closes sessions");
-    latencies
+    answered
+}
+
+/// The p99.9 of each round in microseconds.
+#[derive(Default)]
+struct Tails {
+    of_all: Vec<f64>,
+    /// Of the requests during which the machine made no pause.
+    of_quiet: Vec<f64>,
+}
+
+impl Tails {
+    /// Adds a round, and says what it was like.
+    fn add(&mut self, answered: &[Answered], pauses: Option<&Pauses>) -> String {
+        let all: Latencies = answered.iter().collect();
+        self.of_all.push(all.micros(0.999));
+        let Some(pauses) = pauses else {
+            return format!(
+                "{all}; the machine was not watched, which takes threads of real-time priority"
+            );
+        };
+        let is_quiet = |request: &&Answered| pauses.share(request.since, request.took).is_zero();
+        let quiet: Latencies = answered.iter().filter(is_quiet).collect();
+        self.of_quiet.push(quiet.micros(0.999));
+        format!(
+            "{all}; the machine paused {} times, {} us at most, {} over 5 ms; without that {quiet}",
+            pauses.longer_than(Duration::ZERO),
+            pauses.longest().as_micros(),
+            pauses.longer_than(LATE),
+        )
+    }
+}
+
+/// What is left of the core's delays since `began` without the machine's pauses: how many are over 5 ms, and the longest.
+fn own_delays(server: &Server, began: SystemTime, pauses: Option<&Pauses>) -> String {
+    let Some(pauses) = pauses else {
+        return "not known".to_owned();
+    };
+    let log = fs::read_to_string(server.dir().join("server.log")).expect("the server logs");
+    let delays = log.lines().filter_map(|line| {
+        let (at, late) = delay(line)?;
+        let ago = (at >= began).then(|| at.elapsed().ok()).flatten()?;
+        let since = Instant::now().checked_sub(ago + late)?;
+        Some(late.saturating_sub(pauses.share(since, late)))
+    });
+    let delays: Vec<Duration> = delays.collect();
+    let over = delays.iter().filter(|delay| **delay > LATE).count();
+    let longest = delays.into_iter().max().unwrap_or_default();
+    format!("{over}, {} us of those at most", longest.as_micros())
+}
+
+/// When a delay ended that a line of the log tells of, and how long it was.
+fn delay(line: &str) -> Option<(SystemTime, Duration)> {
+    let (before, fields) = line.split_once("the core was late late_us=")?;
+    let at = humantime::parse_rfc3339(before.split_whitespace().next()?).ok()?;
+    let micros = fields.split_whitespace().next()?.parse().ok()?;
+    Some((at, Duration::from_micros(micros)))
 }
 
 fn main() {
@@ -77,32 +140,41 @@ fn main() {
     fill(&filled, znodes);
     stop(&mut filled);
     drop(filled);
-    let mut p999s = [Vec::new(), Vec::new()];
+    let mut tails = [Tails::default(), Tails::default()];
     for round in 0..rounds {
-        let both = [("without", NO_SNAPSHOTS), ("with", ALWAYS_SNAPSHOTS)].map(|(name, settings)| {
+        let both = [("without", NO_SNAPSHOTS), ("with", ALWAYS_SNAPSHOTS)];
+        for ((name, settings), tails) in both.into_iter().zip(&mut tails) {
             let mut server = server(dir.path(), settings);
             let started = server.start(PATIENCE).expect("the server starts");
-            let latencies = sets(&server, znodes, time, per_second);
+            let began = SystemTime::now();
+            let watch = Watch::start();
+            let answered = sets(&server, znodes, time, per_second);
+            let pauses = watch.end();
             println!(
-                "round {round}, {name}: start {} ms; {latencies}; {} snapshots, core late by {} us at most \
-                 ({} busy, {} waiting for its CPU), {} times over 5 ms",
+                "round {round}, {name}: start {} ms; {}; {} snapshots, core late by {} us at most \
+                 ({} busy, {} waiting for its CPU), {} times over 5 ms; without the machine's pauses {}",
                 started.as_millis(),
+                tails.add(&answered, pauses.as_ref()),
                 metric(&server, "snapshots_taken"),
                 metric(&server, "snapshot_core_stall_max_us"),
                 metric(&server, "snapshot_core_busy_max_us"),
                 metric(&server, "snapshot_core_wait_max_us"),
                 metric(&server, "snapshot_core_stalls_over_5ms"),
+                own_delays(&server, began, pauses.as_ref()),
             );
             stop(&mut server);
-            latencies
-        });
-        for (all, latencies) in p999s.iter_mut().zip(&both) {
-            all.push(latencies.micros(0.999));
         }
     }
-    let [without, with] = p999s.map(median);
-    println!(
-        "{znodes} znodes, medians of {rounds} rounds: p99.9 {with:.0} us with a snapshot, {without:.0} us without, {:.2} times",
-        with / without
-    );
+    let [without, with] = tails;
+    for (of, without, with) in [
+        ("all", without.of_all, with.of_all),
+        ("those without a pause", without.of_quiet, with.of_quiet),
+    ] {
+        let (without, with) = (median(without), median(with));
+        println!(
+            "{znodes} znodes, medians of {rounds} rounds, of {of}: p99.9 {with:.0} us with a snapshot, {without:.0} us without, \
+             {:.2} times",
+            with / without
+        );
+    }
 }
