@@ -243,8 +243,8 @@ pub struct SnapshotConfig {
     /// `snapSizeLimitInKb` in bytes: log bytes that make a snapshot due whatever the size of the last one and the number of
     /// txns; `None` for no such limit.
     pub log_bytes_max: Option<u64>,
-    /// `ringkeeper.snapshotKbPerSecond` in bytes: what writing a snapshot may take of the disk while the log
-    /// is written; `None` for all of it.
+    /// `ringkeeper.snapshotKbPerSecond` in bytes: what writing a snapshot may take of the disk at most while
+    /// the log is written; `None` for all of it.
     pub bytes_per_second_max: Option<u64>,
     /// `ringkeeper.snapshotCompression`: whether snapshots are compressed.
     pub is_compressed: bool,
@@ -261,6 +261,14 @@ pub struct LoggedSince {
     pub txns: u64,
     /// Bytes of their log records.
     pub log_bytes: u64,
+}
+
+impl LoggedSince {
+    /// One more txn, whose record has `len` bytes.
+    pub const fn add(&mut self, len: usize) {
+        self.txns += 1;
+        self.log_bytes += len as u64;
+    }
 }
 
 impl SnapshotConfig {

@@ -494,7 +494,7 @@ impl<D: Disk> Core<D> {
         self.batch
             .append(zxid, bytes.len(), |place| place.copy_from_slice(&bytes))
             .expect("its length was checked when it came, and Zab takes no zxid twice");
-        self.stats.logged(bytes.len());
+        self.stats.since_snapshot.add(bytes.len());
         self.tail.push_back(Record { zxid, bytes });
     }
 

@@ -28,7 +28,7 @@ pub struct CoreReport {
     /// What the server is.
     pub standing: Standing,
     /// Sessions by when they are due, in milliseconds from now; where this server orders writes, all but the local
-    /// ones.
+    /// ones. Empty unless they were asked for, as the local ones are.
     pub due: Vec<(i64, Vec<SessionId>)>,
     /// The local ones, where there may be some.
     pub local_due: Option<Vec<(i64, Vec<SessionId>)>>,
@@ -113,12 +113,6 @@ impl Synchronizations {
 }
 
 impl CoreStats {
-    /// Counts a transaction of `len` bytes that goes to the log.
-    pub const fn logged(&mut self, len: usize) {
-        self.since_snapshot.txns += 1;
-        self.since_snapshot.log_bytes += len as u64;
-    }
-
     /// Counts a transaction after which the tree has `digest`.
     pub fn applied(&mut self, zxid: Zxid, digest: u64) {
         self.transactions += 1;
@@ -166,6 +160,17 @@ impl<D: Disk> Core<D> {
     pub fn not_committed(&self) -> impl Iterator<Item = (Zxid, &Bytes)> {
         let records = self.tail.iter().rev();
         records.map(|record| (record.zxid, &record.bytes))
+    }
+
+    /// What the core says of itself and of each session, of which there may be many.
+    pub fn report_with_sessions(&self) -> CoreReport {
+        let now_ms = self.now.monotonic_ms();
+        let local = self.settings.local_sessions();
+        CoreReport {
+            due: self.sessions.by_deadline(now_ms),
+            local_due: local.then(|| self.sessions.local_by_deadline(now_ms)),
+            ..self.report()
+        }
     }
 
     /// What the core says of itself.
@@ -247,12 +252,10 @@ impl<D: Disk> Core<D> {
                 ("log_commit_time", log.commit_us.clone()),
             ]);
         });
-        let now_ms = self.now.monotonic_ms();
-        let local = self.settings.local_sessions();
         CoreReport {
             standing: self.standing,
-            due: self.sessions.by_deadline(now_ms),
-            local_due: local.then(|| self.sessions.local_by_deadline(now_ms)),
+            due: Vec::new(),
+            local_due: None,
             global_sessions: self.published.sessions().len(),
             local_sessions: self.sessions.local_len(),
             sessions_expired: stats.sessions_expired,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use ringkeeper_config::{Beside, RawConfig};
+use ringkeeper_config::{Beside, LoggedSince, RawConfig};
 use ringkeeper_peers::{Packet, PeerCommand, PeerEvent, Rider};
 use ringkeeper_proto::election::{Ballot, PeerState, Vote};
 use ringkeeper_proto::quorum::{ForwardedRequest, Revalidated, Revalidation};
@@ -81,6 +81,7 @@ impl Member {
         let data = Loaded {
             tree: Tree::new(),
             base: Zxid::ZERO,
+            logged: LoggedSince::default(),
             zxids: Vec::new(),
             tail: Vec::new(),
         };

@@ -228,7 +228,7 @@ impl<D: Disk> Core<D> {
                 .append(zxid, len, |place| place.copy_from_slice(&payload))
         };
         appended.expect("execute keeps transactions within the limit, and zxids grow");
-        self.stats.logged(len);
+        self.stats.since_snapshot.add(len);
         self.stats.applied(zxid, self.head.digest());
         self.step(zxid, before, answer(outcome));
         self.input(Input::Proposed { zxid, payload });

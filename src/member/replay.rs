@@ -3,6 +3,7 @@
 use std::mem;
 
 use bytes::Bytes;
+use ringkeeper_config::LoggedSince;
 use ringkeeper_proto::txn::decode_record;
 use ringkeeper_proto::{DecodeError, TxnDigest, Zxid};
 use ringkeeper_storage::{Disk, StorageError, TxnLog};
@@ -13,6 +14,8 @@ use ringkeeper_tree::{Events, Tree};
 pub struct Replayed {
     /// How many transactions were applied.
     pub count: u64,
+    /// All records after the snapshot, applied or not.
+    pub logged: LoggedSince,
     /// The zxids of all records after the snapshot, applied or not.
     pub zxids: Vec<Zxid>,
     /// The records that were not applied, since nobody knows yet whether they are committed.
@@ -65,6 +68,7 @@ impl Replay {
     /// # Errors
     /// When it cannot be what was logged.
     pub fn record(&mut self, zxid: Zxid, record: &[u8]) -> Result<(), DecodeError> {
+        self.replayed.logged.add(record.len());
         if self.through != Zxid(u64::MAX) {
             self.replayed.zxids.push(zxid);
         }

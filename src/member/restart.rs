@@ -1,7 +1,7 @@
 //! What a member of an ensemble is after a start: Zab, as what storage found says, and the tree below it.
 
 use bytes::Bytes;
-use ringkeeper_config::{Membership, PeersConfig};
+use ringkeeper_config::{LoggedSince, Membership, PeersConfig};
 use ringkeeper_proto::{ServerId, Zxid};
 use ringkeeper_storage::Recovered;
 use ringkeeper_tree::Tree;
@@ -17,6 +17,8 @@ pub struct Loaded {
     pub tree: Tree,
     /// The zxid of the snapshot that it began with.
     pub base: Zxid,
+    /// What the log has above it.
+    pub logged: LoggedSince,
     /// The zxids that the log has above it, applied or not.
     pub zxids: Vec<Zxid>,
     /// What is in the log and perhaps not committed.

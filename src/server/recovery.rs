@@ -156,6 +156,7 @@ pub(crate) async fn load<D: Disk>(
     Ok(Loaded {
         tree,
         base,
+        logged: replayed.logged,
         zxids: replayed.zxids,
         tail: replayed.suffix,
     })

@@ -269,6 +269,8 @@ async fn run_first(
         log,
         now: replica::now(),
     });
+    // What was replayed is replayed by the next start as well, unless it gets into a snapshot.
+    core.stats_mut().since_snapshot = data.logged;
     // Shards begin with it, and hear only of what changes.
     core.end_turn();
     _ = core.take_standing();

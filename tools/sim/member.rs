@@ -810,6 +810,7 @@ async fn recover(disk: &SimDisk, options: LogOptions) -> Result<Recovery, String
     let loaded = Loaded {
         tree,
         base,
+        logged: replayed.logged,
         zxids: replayed.zxids,
         tail: replayed.suffix,
     };
