@@ -73,6 +73,7 @@ pub(crate) async fn answer(
             let wanted = Wanted {
                 connections: matches!(&word, b"cons" | b"stat" | b"dump"),
                 watches: matches!(&word, b"wchs" | b"wchc" | b"wchp"),
+                sessions: &word == b"dump",
             };
             report(word, &Report::collect(links, wanted).await, links)
         }

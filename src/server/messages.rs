@@ -23,7 +23,10 @@ pub(crate) enum CoreMessage {
     /// The next chunk of a tree that goes to a learner; an empty one ends it.
     TreeChunk { link: LinkId, bytes: Bytes },
     /// Somebody asks for the core's part of a report.
-    Report(Sender<CoreReport>),
+    Report {
+        wanted: Wanted,
+        to: Sender<CoreReport>,
+    },
     /// An operator asks for something.
     Asked { ask: Ask, to: AnswerTo },
     /// Statistics are set back to zero (`srst`).

@@ -72,8 +72,11 @@ impl<D: Disk> Replica<D> {
             }
             CoreMessage::TreeChunk { link, bytes } => self.core.tree_chunk(link, bytes),
             // Who asked has gone when this fails.
-            CoreMessage::Report(to) => {
-                let mut report = self.core.report();
+            CoreMessage::Report { wanted, to } => {
+                let mut report = match wanted.sessions {
+                    true => self.core.report_with_sessions(),
+                    false => self.core.report(),
+                };
                 report.metrics.extend(self.snapshots.metrics());
                 report.latencies.extend(self.snapshots.latencies());
                 _ = to.send(report);

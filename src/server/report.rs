@@ -62,6 +62,7 @@ pub(crate) struct Report {
 pub(crate) struct Wanted {
     pub(crate) connections: bool,
     pub(crate) watches: bool,
+    pub(crate) sessions: bool,
 }
 
 impl Report {
@@ -79,7 +80,10 @@ impl Report {
         }
         drop(to);
         let (to, mut from_core) = mailbox::bounded(1);
-        _ = links.core.send_wait(CoreMessage::Report(to)).await;
+        _ = links
+            .core
+            .send_wait(CoreMessage::Report { wanted, to })
+            .await;
         let mut shards = Vec::new();
         while let Some(report) = from_shards.recv().await {
             shards.push(report);
