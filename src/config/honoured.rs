@@ -179,7 +179,7 @@ pub(crate) const KEYS: &[Key] = &[
         "ringkeeper.snapshotKbPerSecond",
         Owner::Ringkeeper,
         "32768",
-        "KiB per second that writing a snapshot may take of the disk while the log is written; 0 for as much as it gives",
+        "KiB per second that writing a snapshot may take of the disk at most while the log is written; 0 for as much as it gives",
         0,
         1 << 30,
         |draft, value| draft.config.snapshots.bytes_per_second_max = kib(value),

@@ -28,7 +28,8 @@ const CHUNKS_AHEAD: usize = 64;
 /// Chunks that are on their way from the disk while one is decoded, per loading thread.
 const READ_AHEAD: usize = 128;
 
-/// A snapshot that is slower than this after a second gets a share of its CPU, whoever else wants it.
+/// A snapshot that is slower than this after a second, and than a quarter of its budget, gets a share of its CPU, whoever
+/// else wants it.
 const BYTES_PER_SECOND_MIN: u64 = 16 << 20;
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -235,9 +236,11 @@ impl Writing {
             .timed_by(&self.flush_times);
         let started = Instant::now();
         let mut is_late = false;
+        let quarter = bytes_per_second_max.map_or(u64::MAX, |max| max / 4);
+        let least = quarter.clamp(1, BYTES_PER_SECOND_MIN);
         let mut watch = |bytes: u64| {
             // The log grows until the snapshot is there: on a busy machine it must not starve.
-            let due = PATIENCE + Duration::from_millis(bytes * 1000 / BYTES_PER_SECOND_MIN);
+            let due = PATIENCE + Duration::from_millis(bytes * 1000 / least);
             if !is_late && started.elapsed() > due {
                 is_late = true;
                 threads::step_forward();
