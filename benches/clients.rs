@@ -169,7 +169,7 @@ impl Clients {
         self.take_answered().iter().collect()
     }
 
-    /// What was answered since then.
+    /// What was answered since this or [`Clients::take_latencies`] was last asked for.
     pub fn take_answered(&mut self) -> Vec<Answered> {
         std::mem::take(&mut self.answered)
     }

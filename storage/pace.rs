@@ -35,7 +35,7 @@ impl LogActivity {
 /// restart would replay grows by at most half of the snapshot's bytes meanwhile.
 const TIMES_THE_LOG: u64 = 4;
 
-/// The share of the highest rate that a snapshot has in any case.
+/// The highest rate divided by this a snapshot has in any case.
 const LEAST_SHARE: u64 = 2;
 
 /// How long the log is watched for its rate.
