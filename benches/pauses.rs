@@ -54,7 +54,7 @@ impl Watch {
             .map(start);
         Self {
             watching: watching.collect(),
-            is_over: Arc::clone(&is_over),
+            is_over,
         }
     }
 
@@ -93,14 +93,16 @@ fn watch(is_over: &AtomicBool) -> Vec<Pause> {
 impl Pauses {
     /// The longest.
     pub fn longest(&self) -> Duration {
-        let lengths = self.0.iter().map(|pause| pause.to - pause.from);
-        lengths.max().unwrap_or_default()
+        self.lengths().max().unwrap_or_default()
     }
 
     /// How many are longer than `limit`.
     pub fn longer_than(&self, limit: Duration) -> usize {
-        let lengths = self.0.iter().map(|pause| pause.to - pause.from);
-        lengths.filter(|length| *length > limit).count()
+        self.lengths().filter(|length| *length > limit).count()
+    }
+
+    fn lengths(&self) -> impl Iterator<Item = Duration> {
+        self.0.iter().map(|pause| pause.to - pause.from)
     }
 
     /// How much of what began at `since` and took so long the longest of them took.

@@ -384,6 +384,15 @@ impl SimDisk {
         }
     }
 
+    /// Lets so much simulated time pass: all that is due by then has happened, and no time is spent.
+    ///
+    /// # Panics
+    /// When nothing can go on before that.
+    pub fn pass(&self, time: Duration) {
+        let passed = self.run(self.sleep(time));
+        passed.expect("nothing holds up the clock");
+    }
+
     /// Adds a task that runs whenever [`SimDisk::run`] does.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         let woken = Arc::new(Woken(AtomicBool::new(true)));

@@ -10,6 +10,7 @@ use std::{
     cell::{Cell, RefCell},
     path::{Path, PathBuf},
     rc::Rc,
+    time::Duration,
 };
 
 use ringkeeper_proto::{Epoch, Zxid};
@@ -543,14 +544,9 @@ fn a_full_disk_refuses_and_recovers() {
     let (disk, mut opened) = filled(1);
     disk.set_available(1000);
     disk.spawn(opened.log.maintenance());
-    let tick = |disk: &SimDisk| {
-        let sleeper = disk.clone();
-        disk.run(async move {
-            use ringkeeper_storage::Disk as _;
-            sleeper.sleep(std::time::Duration::from_millis(1500)).await;
-        });
-    };
-    tick(&disk);
+    // Longer than the log waits before it looks for space.
+    let look = Duration::from_millis(1500);
+    disk.pass(look);
     // The segment at hand is still used, down to the reserve.
     let mut zxid = 1;
     let refused = loop {
@@ -570,7 +566,7 @@ fn a_full_disk_refuses_and_recovers() {
         write(&disk, &mut opened.log, zxid).expect("write into the reserve");
     }
     disk.set_available(1 << 30);
-    tick(&disk);
+    disk.pass(look);
     opened.log.admits().expect("space has returned");
     for _ in 0..20 {
         zxid += 1;
@@ -595,11 +591,7 @@ fn a_write_beyond_the_reserve_waits_for_space() {
             done.set(done.get() + 1);
         });
     }
-    let sleeper = disk.clone();
-    disk.run(async move {
-        use ringkeeper_storage::Disk as _;
-        sleeper.sleep(std::time::Duration::from_secs(5)).await;
-    });
+    disk.pass(Duration::from_secs(5));
     let waiting = done.get();
     assert!(waiting < 13, "{waiting} written without space");
     disk.set_available(1 << 30);

@@ -128,28 +128,23 @@ fn as_many_spares_stay_as_a_purge_frees() {
         }
         snapshot_and_purge(&disk, &store, zxid)
     };
-    // On the simulated clock: all that is due in a minute has happened then, and no time is spent.
-    let wait = || {
-        let clock = disk.clone();
-        let waited = disk.run(async move { clock.sleep(Duration::from_secs(60)).await });
-        waited.expect("the wait comes to an end");
-    };
+    let minute = Duration::from_secs(60);
     disk.spawn(store.trim());
     let burst = fill_and_purge(20);
     assert!(burst > 2 * options.spares_kept, "{burst} segments freed");
-    wait();
+    disk.pass(minute);
     assert_eq!(spares(&disk), burst);
     // As much again makes no file and removes none.
     assert_eq!(fill_and_purge(20), 20);
-    wait();
+    disk.pass(minute);
     assert_eq!(spares(&disk), 20);
     let few = fill_and_purge(3);
     assert!(few < options.spares_kept, "{few} segments freed");
     assert_eq!(spares(&disk), 20, "what is too many goes later");
-    wait();
+    disk.pass(minute);
     assert_eq!(spares(&disk), options.spares_kept);
     disk.set_available(0);
-    wait();
+    disk.pass(minute);
     assert_eq!(spares(&disk), 2, "few stay where space is short");
 }
 

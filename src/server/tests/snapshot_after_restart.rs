@@ -7,7 +7,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use ringkeeper_harness::{Launch, Server, Session, four_letter_word};
@@ -67,7 +66,6 @@ fn what_a_start_replays_counts_for_the_next_snapshot() {
     let began = Instant::now();
     while !has_taken_a_snapshot(&server) {
         assert!(began.elapsed() < PATIENCE, "no snapshot is taken");
-        thread::sleep(Duration::from_millis(5));
     }
     stop(server);
 
