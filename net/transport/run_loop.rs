@@ -39,9 +39,6 @@ use crate::readiness::{self, EVENTS_MAX, ReadySet};
 /// The longest sleep without a look.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
-/// The shortest timer.
-const TICK: Duration = Duration::from_micros(1);
-
 /// Tasks that run before the sockets are looked at again.
 const RUNS_MAX: usize = 256;
 
@@ -114,23 +111,28 @@ impl Timers {
         self.waiting.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// Has the descriptor fire by the first deadline.
-    fn arm(&mut self, now: Instant) {
-        let Some(first) = self.first() else { return };
+    /// Has the descriptor fire by the first deadline. False if that is over: then it need not, which saves setting the
+    /// machine's timer, an exit to the hypervisor on a virtual one.
+    fn arm(&mut self, now: Instant) -> bool {
+        let Some(first) = self.first() else {
+            return true;
+        };
+        if first <= now {
+            return false;
+        }
         if self
             .armed
             .is_some_and(|armed| armed > now && armed <= first)
         {
-            return;
+            return true;
         }
-        // Zero would disarm it.
-        let wait = first.saturating_duration_since(now).max(TICK);
         let value = Itimerspec {
             it_interval: timespec(Duration::ZERO),
-            it_value: timespec(wait),
+            it_value: timespec(first - now),
         };
         let set = timerfd_settime(&self.descriptor, TimerfdTimerFlags::empty(), &value);
         self.armed = set.is_ok().then_some(first);
+        true
     }
 }
 
@@ -335,12 +337,14 @@ impl RunLoop {
         CURRENT.set(None);
     }
 
-    /// Has other threads ring from now on, and the first timer. False if there is something to run.
+    /// Has the first timer ring, and other threads from now on. False if there is something to run, or a timer is due.
     fn begin_sleep(&self) -> bool {
+        if !self.timers.borrow_mut().arm(Instant::now()) {
+            return false;
+        }
         self.shared.sleeps.store(true, Ordering::SeqCst);
         // Orders the store before the look at the inbox; `schedule` has the other half.
         fence(Ordering::SeqCst);
-        self.timers.borrow_mut().arm(Instant::now());
         self.shared.inbox.is_empty()
     }
 
@@ -509,6 +513,18 @@ mod tests {
             });
             assert_eq!(ended, [0, 3, 6, 9]);
         }
+    }
+
+    #[test]
+    fn a_turn_sets_no_timer() {
+        on_executor(None, async {
+            for _ in 0..ROUNDS {
+                reactor_turn().await;
+            }
+            assert_eq!(current().timers.borrow().armed, None);
+            sleep(Duration::from_millis(1)).await;
+            assert!(current().timers.borrow().armed.is_some());
+        });
     }
 
     #[test]
