@@ -45,6 +45,9 @@ use crate::standing::{Standing, StandingChange};
 /// while the first completes.
 pub const WRITES_IN_FLIGHT_MAX: usize = 2;
 
+/// Batches under full load: those on their way, one that waits for its turn, and the one that is open.
+const BATCHES: usize = WRITES_IN_FLIGHT_MAX + 2;
+
 /// What a transaction may take beside its request's bytes: header, digest, and an ACL that fix-up has
 /// expanded. Only decides when a batch is closed early; a longer one still fits.
 const TXN_BYTES_BESIDE_BODY: usize = 512;
@@ -214,6 +217,7 @@ impl<D: Disk> Core<D> {
     /// A core whose tree is what recovery found.
     pub fn new(parts: CoreParts<D>) -> Self {
         let mut log = parts.log;
+        log.make_batches(BATCHES);
         let batch = log.new_batch();
         let tail = parts.tail.into_iter();
         let limping = parts.settings.config.limping;
