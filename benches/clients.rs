@@ -133,7 +133,8 @@ impl Clients {
         let timer = timer_of(interval)?;
         let data = epoll::EventData::new_u64(TIMER);
         epoll::add(epoll, &timer, data, epoll::EventFlags::IN)?;
-        let mut free: Vec<usize> = (0..self.clients.len()).collect();
+        // In turn: a session whose client has nothing to do for long would expire.
+        let mut free: VecDeque<usize> = (0..self.clients.len()).collect();
         let mut waiting = VecDeque::new();
         let began = Instant::now();
         let mut due = began + interval;
@@ -151,11 +152,11 @@ impl Clients {
                 };
                 if let Some(answered) = client.receive()? {
                     self.answered.push(answered);
-                    free.push(index);
+                    free.push_back(index);
                 }
             }
             while !waiting.is_empty()
-                && let Some(index) = free.pop()
+                && let Some(index) = free.pop_front()
                 && let Some(since) = waiting.pop_front()
             {
                 self.clients[index].send(index, since, &mut encode)?;
