@@ -21,6 +21,7 @@ use glommio::{LocalExecutorBuilder, Placement};
 
 use crate::pulse::{self, PulseSpec};
 use crate::run_loop::{self, Descriptors, Sleep};
+use crate::scheduling::take_short_slices;
 
 /// Entries of each of glommio's rings, which stay empty.
 const GLOMMIO_RING_DEPTH: usize = 16;
@@ -145,7 +146,8 @@ where
     Ok(executor.run(in_loop(pulse, descriptors, disk, main)))
 }
 
-/// Runs `main` in a loop of its own, with the pulse beside it. Within its first poll it comes to its end.
+/// Runs `main` in a loop of its own, on a thread of short slices, with the pulse beside it. Within its first poll it comes to
+/// its end.
 #[expect(clippy::unused_async, reason = "it is what glommio runs")]
 async fn in_loop<F: Future<Output: 'static> + 'static>(
     spec: PulseSpec,
@@ -153,6 +155,9 @@ async fn in_loop<F: Future<Output: 'static> + 'static>(
     disk: Option<DiskHooks>,
     main: F,
 ) -> F::Output {
+    if let Err(error) = take_short_slices() {
+        tracing::debug!(%error, "ask for short slices of the CPU");
+    }
     let own = run_loop::start(descriptors, disk).expect("descriptors that were just made");
     let pulse = pulse::start(spec);
     let beat = spawn_local(pulse::beat(pulse.clone()));

@@ -25,10 +25,10 @@ pub mod pulse;
 pub mod resolve;
 
 mod chunk;
-mod idle;
 mod port_owner;
 mod readiness;
 mod run_loop;
+mod scheduling;
 mod socket;
 mod thread_clock;
 mod wake;
@@ -43,7 +43,7 @@ pub use executor::{
     sleep, spawn_executor, spawn_local, timeout,
 };
 pub use frame::{FrameDecoder, FrameError};
-pub use idle::run_when_idle;
 pub use probe::{Needs, ProbeError};
 pub use pulse::{Busy, busy};
 pub use resolve::resolve;
+pub use scheduling::run_when_idle;
