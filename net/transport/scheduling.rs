@@ -23,15 +23,14 @@ pub fn run_when_idle(is_idle: bool) -> io::Result<()> {
     };
     let parameter = libc::sched_param { sched_priority: 0 };
     // SAFETY: 0 is the calling thread, and `parameter` is a valid parameter that outlives the call.
-    match unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    let outcome = unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) };
+    told(outcome.into())
 }
 
 /// Asks for the shortest slices for the current thread, which gets no more of its CPU by that, but gets it sooner: who asks for
 /// short slices goes before others when it wakes, and does not keep the kernel's own threads waiting, which complete its
 /// writes. Niceness stays; a thread of another policy than the common one is left alone. Kernels before 6.12 take no notice.
+/// Threads that it starts ask for the same, until [`run_when_idle`] gives them the kernel's choice back.
 pub(crate) fn take_short_slices() -> io::Result<()> {
     let mut attributes = attributes()?;
     let common = u32::try_from(libc::SCHED_OTHER).expect("a policy is a small number");
